@@ -1,0 +1,10 @@
+//! Octets ↔ values. No state, no clock, no sockets.
+
+pub mod bgp;
+pub mod cxtp;
+mod error;
+pub mod nd;
+mod reader;
+
+pub use error::WireError;
+pub use reader::Reader;
