@@ -1,1 +1,4 @@
-//! (being built)
+//! BGP: the RIB and its policies (the session machine and the speaker stand beside them).
+
+pub mod policy;
+pub mod rib;
