@@ -4,6 +4,7 @@
 //! Framing, OPEN, the attribute walk, AS_PATH, next hops and NLRI are ours: no octet of a peer
 //! reaches zettabgp, which serves as an oracle in tests.
 
+mod as_path;
 pub mod attributes;
 mod capability;
 mod encode;
@@ -13,7 +14,7 @@ pub mod nlri;
 pub mod notification;
 mod open;
 mod refresh;
-mod update;
+pub mod update;
 
 pub use attributes::{
     AsPath, AsSegment, Attributes, ExtendedCommunity, LargeCommunity, NextHop, Origin, RawAttribute,
