@@ -20,6 +20,7 @@ mod open;
 mod retained;
 #[cfg(test)]
 mod tests;
+mod transport;
 
 use std::fmt;
 use std::net::SocketAddr;
@@ -35,6 +36,7 @@ use crate::wire::bgp::{
 pub use collision::Direction;
 pub use config::{Families, GracefulRestart, SessionConfig};
 pub use open::PeerGraceful;
+pub use transport::{Md5Key, Transport};
 
 use jitter::Jitter;
 use retained::Retained;
