@@ -1,4 +1,5 @@
-//! BGP: the RIB and its policies (the session machine and the speaker stand beside them).
+//! BGP: sessions with neighbours, the RIB and its policies.
 
 pub mod policy;
 pub mod rib;
+pub mod session;
