@@ -1,4 +1,5 @@
 //! (being built)
 
+pub mod packet;
 pub mod store;
 pub mod tcp;
