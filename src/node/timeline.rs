@@ -70,6 +70,9 @@ pub struct Event {
     pub peer: Option<AnchorId>,
     /// The word after the phase: by what it was sighted, why it left or was refused.
     pub detail: &'static str,
+    /// Of [`Phase::Sighted`]: by what; of [`Phase::Left`]: why.
+    pub sighting: Option<Sighting>,
+    pub reason: Option<LeaveReason>,
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +105,11 @@ impl Timeline {
     /// Everything about a prefix, oldest first.
     pub fn of_prefix(&self, prefix: Prefix) -> impl Iterator<Item = &Event> {
         self.events.iter().filter(move |e| e.prefix == prefix)
+    }
+
+    /// Nobody listens: what was recorded since the last call is not news any more.
+    pub fn skip_fresh(&mut self) {
+        self.fresh = 0;
     }
 
     /// What was recorded since the last call.

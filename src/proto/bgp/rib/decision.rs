@@ -14,7 +14,8 @@ use super::Reason;
 pub(super) struct Rank {
     /// The next hop is not known to be unreachable (RFC 4271 §9.1.2).
     pub eligible: bool,
-    /// Originated here: above everything, as a router's weight would be.
+    /// Originated here: preferred among equals by LOCAL_PREF. Not above it: a newer claim of
+    /// another anchor has to win here as it wins at every router.
     pub local: bool,
     pub local_pref: u32,
     pub as_path_len: u16,
@@ -34,8 +35,8 @@ pub(super) fn compare(a: &Rank, b: &Rank) -> (Ordering, Reason) {
     let same_neighbor = a.neighbor_as == b.neighbor_as;
     let rules = [
         (b.eligible.cmp(&a.eligible), Reason::NextHopUnreachable),
-        (b.local.cmp(&a.local), Reason::Local),
         (b.local_pref.cmp(&a.local_pref), Reason::LocalPref),
+        (b.local.cmp(&a.local), Reason::Local),
         (a.as_path_len.cmp(&b.as_path_len), Reason::AsPathLength),
         (a.origin.cmp(&b.origin), Reason::Origin),
         (if same_neighbor { a.med.cmp(&b.med) } else { Ordering::Equal }, Reason::Med),
@@ -58,8 +59,8 @@ pub(super) fn select(ranks: &[Rank]) -> usize {
     }
     let mut alive: Vec<usize> = (0..ranks.len()).collect();
     keep_least(&mut alive, |i| Reverse(ranks[i].eligible));
-    keep_least(&mut alive, |i| Reverse(ranks[i].local));
     keep_least(&mut alive, |i| Reverse(ranks[i].local_pref));
+    keep_least(&mut alive, |i| Reverse(ranks[i].local));
     keep_least(&mut alive, |i| ranks[i].as_path_len);
     keep_least(&mut alive, |i| ranks[i].origin);
     strike_by_med(&mut alive, ranks);
@@ -117,8 +118,8 @@ mod tests {
         type Change = fn(&mut Rank);
         let rows: [(Reason, Change); 11] = [
             (Reason::NextHopUnreachable, |r| r.eligible = false),
-            (Reason::Local, |r| r.local = false),
             (Reason::LocalPref, |r| r.local_pref = 99),
+            (Reason::Local, |r| r.local = false),
             (Reason::AsPathLength, |r| r.as_path_len = 3),
             (Reason::Origin, |r| r.origin = 2),
             (Reason::Med, |r| r.med = 11),

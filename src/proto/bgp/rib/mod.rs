@@ -371,7 +371,7 @@ impl Rib {
         self.remove_paths(peer, family, true)
     }
 
-    /// Announces a route of our own, or changes its attributes; it is best by definition. False when a
+    /// Announces a route of our own, or changes its attributes; it is the best of those with its LOCAL_PREF. False when a
     /// table is full and the route was not there.
     pub fn originate(&mut self, prefix: Prefix, attributes: Attributes) -> bool {
         let sh = &mut self.shared;
