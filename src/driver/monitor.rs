@@ -4,7 +4,7 @@
 use crate::api::Events;
 use crate::api::views::Event as View;
 use crate::node::Node;
-use crate::node::timeline::{Event, Phase};
+use crate::node::timeline::{Detail, Event, Phase};
 use crate::types::MnId;
 
 use super::core::Clock;
@@ -43,6 +43,11 @@ fn view(event: &Event, own: crate::types::AnchorId) -> Option<View> {
     let Event { prefix, generation, .. } = *event;
     let mn = || event.mn.clone().unwrap_or_else(|| MnId::from_mac(Default::default()));
     let anchor = own;
+    let (by, why) = match event.detail {
+        Detail::By(by) => (Some(by), None),
+        Detail::Why(why) => (None, Some(why)),
+        Detail::None | Detail::Text(_) => (None, None),
+    };
     Some(match event.phase {
         Phase::Bound => match event.peer {
             Some(from) if from != own => View::Moved { mn: mn(), prefix, from, to: own, generation },
@@ -51,13 +56,13 @@ fn view(event: &Event, own: crate::types::AnchorId) -> Option<View> {
                 prefix,
                 anchor,
                 generation,
-                by: crate::types::seam::Sighting::Packet,
+                by: by?,
             },
         },
         Phase::Transferred => {
             View::Moved { mn: mn(), prefix, from: own, to: event.peer?, generation }
         }
-        Phase::Left => View::Left { mn: mn(), reason: event.reason? },
+        Phase::Left => View::Left { mn: mn(), reason: why? },
         Phase::Settled => View::Settled { mn: mn(), prefix, anchor, generation },
         Phase::Tie => View::Duplicate { mn: mn(), prefix, anchor, lost: event.peer? },
         Phase::Withdrawn => View::Withdrawn { prefix },

@@ -20,7 +20,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::config::NodeConfig;
 use super::output::{Counters, HandoverPhase, Mode, Observation, Output, Record};
-use super::timeline::{Event, Phase, Timeline};
+use super::timeline::{Detail, Event, Phase, Timeline};
 use crate::anchor::{self, Anchor};
 use crate::gateway::Gateway;
 use crate::iec::{self, Evidence, Iec, IecConfig, Scope, StageView};
@@ -45,6 +45,7 @@ pub(super) const WAITING_MAX: usize = 100_000;
 #[derive(Clone, Debug)]
 pub(super) struct Waiting {
     pub mn: MnId,
+    pub by: Sighting,
     pub attachment: Option<Attachment>,
     pub since: Instant,
 }
@@ -54,6 +55,7 @@ pub(super) struct Waiting {
 pub(super) struct Underway {
     pub since: Instant,
     pub mode: Mode,
+    pub by: Sighting,
     /// A context was imported from there: it waits for our word.
     pub pma: Option<AnchorId>,
 }
@@ -164,17 +166,18 @@ impl Node {
         if self.waiting.contains_key(&prefix) || self.waiting.len() >= WAITING_MAX {
             return;
         }
-        self.record(now, Some(mn.clone()), prefix, Phase::Sighted, None, sighting_word(by));
+        self.record(now, Some(mn.clone()), prefix, Phase::Sighted, None, Detail::By(by));
         let candidates = self.candidates(prefix);
         if candidates.is_empty() {
             let heard = self.heard(prefix).is_some();
             let mode = if heard { Mode::Provisional } else { Mode::Initial };
-            return self.bind(prefix, mn, attachment, None, mode, now, now, out);
+            let underway = Underway { since: now, mode, by, pma: None };
+            return self.bind(prefix, mn, attachment, None, underway, now, out);
         }
         let known = self.known_generation(prefix);
         let first = candidates.first().copied();
         self.record(now, Some(mn.clone()), prefix, Phase::ContextRequested, first, "");
-        self.waiting.insert(prefix, Waiting { mn: mn.clone(), attachment, since: now });
+        self.waiting.insert(prefix, Waiting { mn: mn.clone(), by, attachment, since: now });
         let mut asked = Vec::new();
         self.mctx.handle_attached(&mn, prefix, &candidates, known, now, &mut asked);
         self.carry_mctx(asked, now, out);
@@ -281,7 +284,7 @@ impl Node {
         }
         let waiting: Vec<(Prefix, Waiting)> =
             self.waiting.iter().filter(|(_, w)| w.mn == *mn).map(|(p, w)| (*p, w.clone())).collect();
-        for (prefix, Waiting { mn, attachment, since }) in waiting {
+        for (prefix, Waiting { mn, by, attachment, since }) in waiting {
             if self.waiting.remove(&prefix).is_none() {
                 continue; // came with the context of a sibling
             }
@@ -308,7 +311,7 @@ impl Node {
             };
             self.record(now, Some(mn.clone()), prefix, phase, from, why);
             self.observe(HandoverPhase::Context, mode, now - since, out);
-            self.bind(prefix, mn, attachment, context, mode, since, now, out);
+            self.bind(prefix, mn, attachment, context, Underway { since, mode, by, pma: from }, now, out);
         }
     }
 
@@ -327,7 +330,10 @@ impl Node {
             return self.confirm(&context.mn, now, out);
         }
         let mn = context.mn.clone();
-        self.bind(first, mn, attachment, Some(context), Mode::Reactive, now, now, out);
+        let pma = Some(context.anchor);
+        let by = Sighting::Packet;
+        let underway = Underway { since: now, mode: Mode::Reactive, by, pma };
+        self.bind(first, mn, attachment, Some(context), underway, now, out);
     }
 
     fn confirm(&mut self, mn: &MnId, now: Instant, out: &mut Vec<Output>) {
@@ -351,12 +357,11 @@ impl Node {
         mn: MnId,
         attachment: Option<Attachment>,
         context: Option<Context>,
-        mode: Mode,
-        since: Instant,
+        underway: Underway,
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        let pma = context.as_ref().map(|c| c.anchor);
+        let mode = underway.mode;
         let mut prefixes = vec![(prefix, Lifetime::WhileAttached)];
         for p in context.iter().flat_map(|c| &c.prefixes) {
             // The lease of an imported prefix goes on; a node that is here needs none of its own.
@@ -395,7 +400,7 @@ impl Node {
                 lifetime,
             };
             self.waiting.remove(&p);
-            self.underway.insert(p, Underway { since, mode, pma });
+            self.underway.insert(p, underway);
             if mode == Mode::Provisional {
                 self.counters.handovers_provisional += 1;
                 self.provisional.insert(p);
@@ -451,7 +456,8 @@ impl Node {
         let prefix = change.prefix;
         if let Some(binding) = &change.new {
             let peer = change.old.as_ref().map(|b| b.anchor);
-            self.record(now, Some(binding.mn.clone()), prefix, Phase::Bound, peer, "");
+            let by = self.underway.get(&prefix).map_or(Detail::None, |u| Detail::By(u.by));
+            self.record(now, Some(binding.mn.clone()), prefix, Phase::Bound, peer, by);
             out.push(Output::Persist {
                 prefix,
                 record: Record::Bound { binding: binding.clone(), attachment: evidence.attachment },
@@ -673,7 +679,7 @@ impl Node {
                 continue;
             };
             let claim = held.claim();
-            self.record(now, Some(mn.clone()), prefix, Phase::Left, None, leave_word(reason));
+            self.record(now, Some(mn.clone()), prefix, Phase::Left, None, Detail::Why(reason));
             self.let_go(prefix, claim, now, out);
         }
     }
@@ -795,15 +801,16 @@ impl Node {
         prefix: Prefix,
         phase: Phase,
         peer: Option<AnchorId>,
-        detail: &'static str,
+        detail: impl Into<Detail>,
     ) {
+        let detail = detail.into();
         let bound = self.location.find(prefix);
         let mn = mn.or_else(|| bound.map(|b| b.mn.clone()));
         let known = self.location.known_claim(prefix);
         let generation = known.map_or(Generation::NONE, |c| c.generation);
         tracing::debug!(
             %prefix, mn = mn.as_ref().map(MnId::as_str), generation = generation.0, ?phase,
-            peer = peer.map(tracing::field::display), detail, "handover"
+            peer = peer.map(tracing::field::display), detail = detail.as_str(), "handover"
         );
         self.timeline.record(Event { at, mn, prefix, phase, generation, peer, detail });
     }
@@ -819,18 +826,6 @@ impl Node {
     }
 }
 
-fn sighting_word(by: Sighting) -> &'static str {
-    match by {
-        Sighting::Arp => "arp",
-        Sighting::NeighborSolicitation => "neighbor solicitation",
-        Sighting::NeighborAdvertisement => "neighbor advertisement",
-        Sighting::RouterSolicitation => "router solicitation",
-        Sighting::Packet => "packet",
-        Sighting::Api => "api",
-        Sighting::Restart => "restart",
-    }
-}
-
 fn no_context_word(why: NoContext) -> &'static str {
     match why {
         NoContext::NoCandidate => "there is nobody to ask",
@@ -838,15 +833,5 @@ fn no_context_word(why: NoContext) -> &'static str {
         NoContext::Timeout => "no answer in time",
         NoContext::Unreachable => "no link to the previous anchor",
         _ => "refused",
-    }
-}
-
-fn leave_word(reason: LeaveReason) -> &'static str {
-    match reason {
-        LeaveReason::LinkDown => "link down",
-        LeaveReason::NeighborFailed => "neighbor failed",
-        LeaveReason::NewerClaim => "newer claim",
-        LeaveReason::LeaseEnd => "lease end",
-        LeaveReason::Api => "api",
     }
 }

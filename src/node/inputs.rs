@@ -7,7 +7,8 @@ use super::flow::Node;
 use super::output::Output;
 use crate::anchor;
 use crate::proto::nd::{self, Holder};
-use crate::types::seam::IfIndex;
+use super::timeline::Detail;
+use crate::types::seam::{IfIndex, LeaveReason};
 use crate::types::transfer::Signal;
 use crate::types::{AnchorId, Instant, MacAddr};
 use crate::wire::nd::{Checksum, Frame};
@@ -215,7 +216,7 @@ impl Node {
             return;
         };
         let phase = super::timeline::Phase::Left;
-        self.record(now, None, prefix, phase, None, "lease end");
+        self.record(now, None, prefix, phase, None, Detail::Why(LeaveReason::LeaseEnd));
         self.let_go(prefix, claim, now, out);
     }
 }

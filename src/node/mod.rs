@@ -10,6 +10,7 @@
 
 mod bgp;
 mod claims;
+mod inputs;
 mod config;
 mod flow;
 mod output;

@@ -10,9 +10,9 @@ use serde::{Deserialize, Serialize};
 
 use super::flow::{Node, Underway};
 use super::output::{Mode, Output};
-use super::timeline::Phase;
+use super::timeline::{Detail, Phase};
 use crate::iec::{Evidence, Scope, StageView};
-use crate::types::seam::Context;
+use crate::types::seam::{Context, LeaveReason, Sighting};
 use crate::types::transfer::{Report, Signal};
 use crate::types::{
     AnchorId, Binding, Claim, Generation, Instant, Lifetime, Locator, MnId, Prefix,
@@ -118,9 +118,9 @@ impl Node {
         };
         let held_elsewhere = held.is_some() && moved || self.heard(prefix).is_some();
         if moved {
-            self.record(now, Some(mn.clone()), prefix, Phase::Sighted, Some(anchor), "api");
+            self.record(now, Some(mn.clone()), prefix, Phase::Sighted, Some(anchor), Detail::By(Sighting::Api));
             let mode = if held_elsewhere { Mode::Reactive } else { Mode::Initial };
-            self.underway.insert(prefix, Underway { since: now, mode, pma: None });
+            self.underway.insert(prefix, Underway { since: now, mode, by: Sighting::Api, pma: None });
             if held_elsewhere {
                 self.counters.attaches_handover += 1;
             } else {
@@ -147,6 +147,7 @@ impl Node {
         &mut self,
         mn: &MnId,
         to: AnchorId,
+        fe_e: Option<Locator>,
         now: Instant,
         out: &mut Vec<Output>,
     ) -> Result<(), RequestError> {
@@ -158,7 +159,7 @@ impl Node {
             None => Err(RequestError::NoMobility),
             Some(Scope::Controller) => {
                 for prefix in prefixes {
-                    self.place(mn, prefix, to, None, None, now, out)?;
+                    self.place(mn, prefix, to, fe_e, None, now, out)?;
                 }
                 Ok(())
             }
@@ -192,18 +193,29 @@ impl Node {
         }
         let chosen: Vec<Prefix> =
             prefixes.into_iter().filter(|p| prefix.is_none_or(|wanted| wanted == *p)).collect();
-        let Some(&first) = chosen.first() else {
-            return Err(RequestError::UnknownPrefix(prefix.expect("all were chosen without one")));
-        };
-        let _ = first;
+        if let (Some(wanted), true) = (prefix, chosen.is_empty()) {
+            return Err(RequestError::UnknownPrefix(wanted));
+        }
         for p in chosen {
             let claim = self.location.find(p).map(Binding::claim);
             if let Some(claim) = claim {
-                self.record(now, Some(mn.clone()), p, Phase::Left, None, "api");
+                self.record(now, Some(mn.clone()), p, Phase::Left, None, Detail::Why(LeaveReason::Api));
                 self.let_go(p, claim, now, out);
             }
         }
         Ok(())
+    }
+
+    /// Ends the binding of one prefix, whoever has it.
+    pub fn detach_prefix(
+        &mut self,
+        prefix: Prefix,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) -> Result<(), RequestError> {
+        let held = self.location.find(prefix).ok_or(RequestError::UnknownPrefix(prefix))?;
+        let mn = held.mn.clone();
+        self.detach(&mn, Some(prefix), now, out)
     }
 
     /// The context of a node, for an external anchor (R_XA).
@@ -292,7 +304,7 @@ impl Node {
         self.record(now, Some(binding.mn.clone()), prefix, Phase::Sighted, Some(from), "reported");
         let held_elsewhere = moved || self.heard(prefix).is_some();
         let mode = if moved { Mode::Reactive } else { Mode::Initial };
-        self.underway.insert(prefix, Underway { since: now, mode, pma: None });
+        self.underway.insert(prefix, Underway { since: now, mode, by: Sighting::Api, pma: None });
         let evidence = Evidence { held_elsewhere, attachment: None };
         let verdict = self.apply_binding(binding, evidence, now, out);
         use crate::location::Applied as Verdict;

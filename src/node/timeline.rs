@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
+use crate::types::seam::{LeaveReason, Sighting};
 use crate::types::{AnchorId, Generation, Instant, MnId, Prefix};
 
 /// Events kept; the oldest is forgotten.
@@ -68,11 +69,46 @@ pub struct Event {
     pub generation: Generation,
     /// The other anchor concerned, if one is.
     pub peer: Option<AnchorId>,
-    /// The word after the phase: by what it was sighted, why it left or was refused.
-    pub detail: &'static str,
-    /// Of [`Phase::Sighted`]: by what; of [`Phase::Left`]: why.
-    pub sighting: Option<Sighting>,
-    pub reason: Option<LeaveReason>,
+    pub detail: Detail,
+}
+
+/// What belongs to a step besides who and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    None,
+    /// By what the node was noticed ([`Phase::Sighted`], [`Phase::Bound`]).
+    By(Sighting),
+    /// Why it left ([`Phase::Left`]).
+    Why(LeaveReason),
+    /// A few words for people.
+    Text(&'static str),
+}
+
+impl From<&'static str> for Detail {
+    fn from(text: &'static str) -> Self {
+        if text.is_empty() { Self::None } else { Self::Text(text) }
+    }
+}
+
+impl Detail {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::By(Sighting::Arp) => "ARP",
+            Self::By(Sighting::NeighborSolicitation) => "neighbor solicitation",
+            Self::By(Sighting::NeighborAdvertisement) => "neighbor advertisement",
+            Self::By(Sighting::RouterSolicitation) => "router solicitation",
+            Self::By(Sighting::Packet) => "first packet",
+            Self::By(Sighting::Api) => "API",
+            Self::By(Sighting::Restart) => "restart",
+            Self::Why(LeaveReason::LinkDown) => "link down",
+            Self::Why(LeaveReason::NeighborFailed) => "no answer",
+            Self::Why(LeaveReason::NewerClaim) => "newer claim",
+            Self::Why(LeaveReason::LeaseEnd) => "lease end",
+            Self::Why(LeaveReason::Api) => "API",
+            Self::Text(text) => text,
+        }
+    }
 }
 
 #[derive(Debug, Default)]

@@ -701,7 +701,8 @@ impl<'a> Update<'a> {
         if let Action::SessionReset(notification) = walk.action {
             return Err(notification);
         }
-        let end_of_rib = if !withdrawn.is_empty() || !nlri.is_empty() {
+        let has_classic = !withdrawn.is_empty() || !nlri.is_empty();
+        let end_of_rib = if has_classic {
             None
         } else if sections.attributes.is_empty() {
             Some(Family::Ipv4)
@@ -711,7 +712,7 @@ impl<'a> Update<'a> {
                 .filter(|m| m.nlri.is_empty() && sections.attributes.len() <= 4 + 3)
                 .map(|m| m.family)
         };
-        if !n.ipv4 && !(withdrawn.is_empty() && nlri.is_empty()) {
+        if has_classic && !n.ipv4 {
             walk.errors.push(AttributeError {
                 code: 0,
                 fault: Fault::NotNegotiated,
