@@ -169,14 +169,21 @@ fn next_v6(rest: &mut &[u8]) -> Option<(u128, u8)> {
 
 /// `len` is at most 32.
 pub fn push_v4(addr: u32, len: u8, out: &mut Vec<u8>) {
-    out.push(len);
-    out.extend_from_slice(&addr.to_be_bytes()[..octets_of(len)]);
+    push_octets(addr.to_be_bytes(), len, out);
 }
 
 /// `len` is at most 128.
 pub fn push_v6(addr: u128, len: u8, out: &mut Vec<u8>) {
+    push_octets(addr.to_be_bytes(), len, out);
+}
+
+/// All octets and then back: a copy of constant size is faster than one of the right size.
+fn push_octets<const N: usize>(addr: [u8; N], len: u8, out: &mut Vec<u8>) {
+    out.reserve(1 + N);
     out.push(len);
-    out.extend_from_slice(&addr.to_be_bytes()[..octets_of(len)]);
+    let end = out.len() + octets_of(len);
+    out.extend_from_slice(&addr);
+    out.truncate(end);
 }
 
 pub fn push(prefix: Prefix, out: &mut Vec<u8>) {
