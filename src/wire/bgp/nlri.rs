@@ -226,6 +226,15 @@ mod tests {
         );
     }
 
+    /// RFC 4271 §4.3: trailing bits are irrelevant.
+    #[test]
+    fn trailing_bits_read_as_zero() {
+        let v4 = Nlri::new(Family::Ipv4, &[9, 10, 0xff, 25, 10, 0, 0, 0xff]).unwrap();
+        assert!(v4.iter_v4().eq([(0x0a80_0000, 9), (0x0a00_0080, 25)]));
+        let v6 = Nlri::new(Family::Ipv6, &[3, 0xff]).unwrap();
+        assert!(v6.iter_v6().eq([(0xe0 << 120, 3)]));
+    }
+
     #[test]
     fn every_length_round_trips() {
         let (mut v4, mut v6) = (Vec::new(), Vec::new());
