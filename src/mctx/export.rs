@@ -15,7 +15,7 @@ use crate::types::seam::Context;
 use crate::types::transfer::{
     ATTRIBUTES_LEN_MAX, AttributesPart, Part, Refusal, Signal, Transfer, TransferStatus,
 };
-use crate::types::{AnchorId, Instant, MnId, Prefix};
+use crate::types::{AnchorId, Generation, Instant, MnId, Prefix};
 
 /// How often a part that failed is sent again.
 const PART_RETRIES_MAX: u8 = 3;
@@ -59,12 +59,14 @@ enum State {
         until: Instant,
         part_retries: u8,
     },
+    /// Superseded, but the context is out: if the nMA has installed it after all, that counts.
+    Over { mn: MnId, prefixes: Vec<Prefix>, generation: Generation, until: Instant },
 }
 
 impl Export {
     fn due(&self) -> Instant {
         match &self.state {
-            State::Wanted { until, .. } => *until,
+            State::Wanted { until, .. } | State::Over { until, .. } => *until,
             State::Sent { retry_at, until, .. } => *retry_at.min(until),
         }
     }
@@ -73,6 +75,7 @@ impl Export {
         let (mn, state) = match &self.state {
             State::Wanted { .. } => (None, "wanted"),
             State::Sent { context, .. } => (Some(context.mn.clone()), "sent"),
+            State::Over { mn, .. } => (Some(mn.clone()), "superseded"),
         };
         TransferView {
             mn,
@@ -167,7 +170,9 @@ impl Mctx {
                 State::Sent { .. } => {
                     self.put_export(addr, from, export);
                     self.end_export(addr, from, ExportEnd::Superseded, now, out);
+                    drop(self.take_export(addr, from));
                 }
+                State::Over { .. } => {}
             }
         }
         if self.exports.len() >= EXPORTS_MAX {
@@ -195,7 +200,7 @@ impl Mctx {
         let Some(export) = self.take_export(addr, to) else { return };
         let insist = match export.state {
             State::Wanted { insist, .. } if export.sequence == sequence => insist,
-            State::Wanted { .. } | State::Sent { .. } => {
+            State::Wanted { .. } | State::Sent { .. } | State::Over { .. } => {
                 return self.put_export(addr, to, export); // late: something newer is there
             }
         };
@@ -348,7 +353,10 @@ impl Mctx {
                 }
                 self.put_export(addr, to, export);
             }
-            State::Wanted { .. } | State::Sent { .. } => self.put_export(addr, to, export),
+            State::Over { until, .. } if *until <= now => {}
+            State::Wanted { .. } | State::Sent { .. } | State::Over { .. } => {
+                self.put_export(addr, to, export); // woken early
+            }
         }
     }
 
@@ -365,14 +373,20 @@ impl Mctx {
             self.counters.stale += 1;
             return;
         };
-        let State::Sent { context, part_retries, .. } = &mut export.state else {
-            self.counters.stale += 1;
-            return self.put_export(addr, from, export); // of an earlier transfer
+        let (mn, prefixes, generation) = match &export.state {
+            State::Sent { context, .. } => {
+                (context.mn.clone(), prefixes_of(context), context.generation)
+            }
+            State::Over { mn, prefixes, generation, .. } => {
+                (mn.clone(), prefixes.clone(), *generation)
+            }
+            State::Wanted { .. } => {
+                self.counters.stale += 1; // of an earlier transfer
+                return self.put_export(addr, from, export);
+            }
         };
         let Some(&(_, status)) = failed.first() else {
             self.counters.exports_transferred += 1;
-            let (mn, prefixes) = (context.mn.clone(), prefixes_of(context));
-            let generation = context.generation;
             let view = export.view(from, now);
             self.exports_of.remove(&(mn.clone(), addr, from));
             self.remember(TransferView { state: "ended", status: "done".into(), ..view });
@@ -382,6 +396,7 @@ impl Mctx {
             }
             return out.push(Output::Transferred { mn, prefixes, to: from, generation });
         };
+        let State::Sent { part_retries, .. } = &mut export.state else { return };
         let retriable = failed.iter().all(|(_, status)| match status {
             TransferStatus::BadChecksum
             | TransferStatus::Incomplete
@@ -418,10 +433,9 @@ impl Mctx {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        if self.exports.contains_key(&(addr, from)) {
-            self.counters.exports_cancelled += 1;
-            self.end_export(addr, from, ExportEnd::Cancelled, now, out);
-        }
+        self.counters.exports_cancelled += 1;
+        self.end_export(addr, from, ExportEnd::Cancelled, now, out);
+        drop(self.take_export(addr, from));
     }
 
     /// The link is back: what was sent over it may not have arrived.
@@ -462,14 +476,20 @@ impl Mctx {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        let Some(export) = self.take_export(addr, to) else { return };
+        let Some(mut export) = self.take_export(addr, to) else { return };
         let view = export.view(to, now);
-        self.remember(TransferView { state: "ended", status: format!("{how:?}"), ..view });
         match export.state {
-            State::Wanted { .. } => {} // nothing was given away
-            State::Sent { context, .. } => {
+            State::Wanted { .. } | State::Over { .. } => {} // no copy of ours is on its way
+            State::Sent { context, until, .. } => {
+                self.remember(TransferView { state: "ended", status: format!("{how:?}"), ..view });
                 self.exports_of.remove(&(context.mn.clone(), addr, to));
-                out.push(Output::ExportEnded { mn: context.mn, to, how });
+                let (mn, prefixes) = (context.mn.clone(), prefixes_of(&context));
+                if how == ExportEnd::Superseded {
+                    let (mn, generation) = (mn.clone(), context.generation);
+                    export.state = State::Over { mn, prefixes, generation, until };
+                    self.put_export(addr, to, export);
+                }
+                out.push(Output::ExportEnded { mn, to, how });
             }
         }
     }

@@ -450,9 +450,16 @@ fn a_context_on_its_way_to_another_is_a_referral_unless_insisted() {
     // The same request again: the cached CTD, without asking the hall.
     let out = signal(&mut pma, C, ask(true, 3), 3);
     assert!(matches!(sends(&out)[..], [(C, Signal::Transfer(_))]), "{out:?}");
-    // B's CTDR comes too late to count.
-    let late = Signal::Reply { addr: v4(1).addr(), failed: vec![] };
-    assert_eq!(signal(&mut pma, B, late, 4), []);
+    // If B has it after all, the node is not ours any more.
+    let reply = || Signal::Reply { addr: v4(1).addr(), failed: vec![] };
+    let out = signal(&mut pma, B, reply(), 4);
+    assert!(matches!(
+        out[..],
+        [Output::ExportEnded { to: C, .. }, Output::Transferred { to: B, .. }]
+    ));
+    let out = signal(&mut pma, C, reply(), 5);
+    assert!(matches!(out[..], [Output::Transferred { to: C, .. }]), "the last word");
+    assert_empty(&pma);
 }
 
 /// RFC 4067 §2.5.3, §3.1: backoff, elapsed time from the first transmission, then CT_MAX_HANDOVER.
@@ -739,6 +746,7 @@ struct Weather {
     delay_us: u64,
     restart: u64,
     flap: u64,
+    bgp_late: u64,
 }
 
 #[derive(Default, Debug)]
@@ -964,7 +972,8 @@ impl Sim {
         }
         let (generation, last) = self.newest[&n];
         // BGP may be late: the generation that is known, and the order of candidates.
-        let known = if self.random.percent(50) { generation } else { 0 };
+        let late = self.random.percent(self.weather.bgp_late);
+        let known = if late { 0 } else { generation };
         let mut candidates = vec![last, A, B, C];
         if self.random.percent(30) {
             candidates.rotate_left(1);
@@ -1072,7 +1081,8 @@ fn season(seeds: std::ops::Range<u64>, weather: Weather) -> Tally {
     sum
 }
 
-const CALM: Weather = Weather { loss: 0, repeat: 0, delay_us: 900, restart: 0, flap: 0 };
+const CALM: Weather =
+    Weather { loss: 0, repeat: 0, delay_us: 900, restart: 0, flap: 0, bgp_late: 0 };
 
 #[test]
 fn simulation_calm() {
@@ -1082,14 +1092,15 @@ fn simulation_calm() {
 
 #[test]
 fn simulation_lossy() {
-    let weather = Weather { loss: 20, repeat: 20, delay_us: 30_000, ..CALM };
+    let weather = Weather { loss: 20, repeat: 20, delay_us: 30_000, bgp_late: 50, ..CALM };
     let tally = season(1_000..2_500, weather);
     assert!(tally.good > 1000 && tally.late > 10 && tally.ended > 10, "{tally:?}");
 }
 
 #[test]
 fn simulation_restarts() {
-    let weather = Weather { loss: 5, repeat: 5, delay_us: 5_000, restart: 30, flap: 20 };
+    let weather =
+        Weather { loss: 5, repeat: 5, delay_us: 5_000, restart: 30, flap: 20, bgp_late: 50 };
     let tally = season(3_000..4_500, weather);
     assert!(tally.good > 1000 && tally.bad.contains_key("unreachable"), "{tally:?}");
 }
