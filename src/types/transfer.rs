@@ -10,6 +10,10 @@ use serde::{Deserialize, Serialize};
 use super::seam::Context;
 use super::{AnchorId, Binding, Prefix};
 
+/// Octets of attributes (with 4 for each) of one context: with 64 prefixes it must fit one message.
+/// A context with more is not exported.
+pub const ATTRIBUTES_LEN_MAX: usize = 16 * 1024;
+
 /// One statement to a peer. The node is named by the address of a prefix of it, since that is all
 /// that CTDR and CTC carry (RFC 4067 §2.5).
 #[derive(Clone, Debug, PartialEq, Eq)]

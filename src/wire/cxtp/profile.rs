@@ -21,6 +21,7 @@
 use std::net::IpAddr;
 
 use super::Block;
+use crate::types::transfer::ATTRIBUTES_LEN_MAX;
 use crate::types::{AnchorId, Generation, Locator, MnId, Prefix};
 use crate::wire::{Reader, WireError};
 
@@ -168,9 +169,6 @@ impl BindingBlock {
 #[derive(Clone, Copy, Debug)]
 pub struct AttributesPiece;
 
-/// Octets of attributes (with their 4-octet heads) that one node may have: far below the message
-/// limit, so that bindings and attributes always fit one CTD. More is refused at export.
-pub const ATTRIBUTES_LEN_MAX: usize = 16 * 1024;
 const PIECE_LEN_MAX: usize = super::DATA_LEN_MAX - 4;
 const _: () = assert!(ATTRIBUTES_LEN_MAX.div_ceil(PIECE_LEN_MAX) <= 255);
 
