@@ -244,7 +244,7 @@ mod tests {
         assert_eq!((open.asn16, open.asn()), (AS_TRANS, 4_200_000_000));
         for extra in [0, 1, 2] {
             for _ in 0..extra {
-                open.capabilities.push(Capability::Unknown { code: 200, value: vec![9; 200] });
+                open.capabilities.push(Capability::Unknown { code: 200, value: vec![9; 220] });
             }
             let mut out = Vec::new();
             open.encode(&mut out);

@@ -4,12 +4,33 @@
 //! The caller feeds UPDATE bodies, then calls [`Rib::flush`] once per batch of input: a single change
 //! leaves at once, a storm is packed by itself, because only the newest state of a prefix is kept.
 
+mod advertise;
+mod attr_store;
+mod decision;
+mod index;
+mod key;
+mod peers;
+mod receive;
+mod slab;
+mod table;
+mod view;
+
+#[cfg(test)]
+mod tests;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use bytes::Bytes;
 
+use self::advertise::Encoder;
+use self::attr_store::AttrStore;
+use self::key::Key;
+use self::peers::{Peers, slot};
+use self::receive::Scratch;
+use self::table::{Shared, Table};
+
 use super::policy::{ExportPolicy, ImportPolicy};
-use crate::types::{Family, Instant, Prefix};
+use crate::types::{Family, Prefix};
 use crate::wire::bgp::{AttributeError, Attributes, Negotiated, Notification};
 
 /// A peer, numbered by the caller. Small numbers: tables are indexed by it.
@@ -197,99 +218,283 @@ pub struct RibCounters {
 
 #[derive(Debug)]
 pub struct Rib {
-    config: RibConfig,
+    shared: Shared,
+    v4: Table<u32>,
+    v6: Table<[u8; 16]>,
+    encoder: Encoder,
+    scratch: Scratch,
+}
+
+/// The same call on the table of this family.
+macro_rules! on_table {
+    ($rib:ident, $family:expr, |$table:ident| $call:expr) => {
+        match $family {
+            Family::Ipv4 => {
+                let $table = &mut $rib.v4;
+                $call
+            }
+            Family::Ipv6 => {
+                let $table = &mut $rib.v6;
+                $call
+            }
+        }
+    };
 }
 
 impl Rib {
     pub fn new(config: RibConfig) -> Self {
-        Self { config }
+        let attrs = AttrStore::new(
+            config.local_as,
+            config.router_id,
+            config.cluster_id,
+            config.attribute_sets_max,
+            config.seed,
+        );
+        Self {
+            v4: Table::new(config.seed),
+            v6: Table::new(config.seed ^ 6),
+            shared: Shared {
+                config,
+                attrs,
+                peers: Peers::default(),
+                counters: RibCounters::default(),
+                readers: 0,
+                prefixes: 0,
+            },
+            encoder: Encoder::new(),
+            scratch: Scratch::default(),
+        }
     }
-    /// A session came up, perhaps again (its stale paths are kept). The initial dump and End-of-RIB follow by `flush`.
-    /// Also used when policies changed: same as `peer_down(peer, true)` and up.
-    pub fn add_peer(&mut self, _peer: PeerId, _info: PeerInfo) {
-        let _ = &self.config;
+
+    /// A session came up, perhaps again (its stale paths are kept). The initial dump and End-of-RIB
+    /// follow by [`Self::flush`]. A peer that is up already starts anew, as after a lost session with
+    /// graceful restart: call [`Self::sweep_stale`] when it has repeated its routes.
+    ///
+    /// # Panics
+    /// For [`PeerId::LOCAL`], which is not a peer.
+    pub fn add_peer(&mut self, peer: PeerId, info: PeerInfo) {
+        assert!(peer != PeerId::LOCAL, "the local source is not a peer");
+        if self.shared.peers.get_up(peer).is_some() {
+            self.peer_down(peer, &Family::ALL);
+        }
+        let is_other = self.shared.peers.get(peer).is_some_and(|p| {
+            let old = &p.info;
+            (old.kind, old.router_id, old.addr) != (info.kind, info.router_id, info.addr)
+        });
+        if is_other {
+            // Paths are judged by whom they came from: what is stale is another peer's.
+            self.forget_paths(peer);
+        }
+        let negotiated = info.negotiated;
+        let group = self.shared.peers.set_up(peer, info);
+        self.encoder.forget();
+        for family in Family::ALL {
+            if negotiated.has(family) {
+                on_table!(self, family, |table| table.join(peer.0, group));
+            } else {
+                self.remove_paths(peer, family, false);
+            }
+        }
     }
-    /// The session went down. `keep_stale`: per family, RFC 4724 §4.2, or all paths are removed.
-    pub fn peer_down(&mut self, _peer: PeerId, _keep_stale: &[Family]) {}
-    /// Ends graceful restart: what is still stale is removed. Returns how many paths.
-    pub fn sweep_stale(&mut self, _peer: PeerId, _family: Family) -> usize {
-        0
+
+    /// The session went down. Paths of the families in `keep_stale` are kept until
+    /// [`Self::sweep_stale`] (RFC 4724 §4.2); those that were stale already go (§4.2, consecutive restarts).
+    pub fn peer_down(&mut self, peer: PeerId, keep_stale: &[Family]) {
+        if self.shared.peers.get(peer).is_none() {
+            return;
+        }
+        self.shared.peers.set_down(peer);
+        for family in Family::ALL {
+            on_table!(self, family, |table| table.leave(&mut self.shared, peer.0));
+            let keep = keep_stale.contains(&family);
+            self.remove_paths(peer, family, keep);
+            if keep {
+                on_table!(self, family, |table| table.mark_stale(peer.0));
+            }
+            if let Some(p) = self.shared.peers.get_mut(peer) {
+                p.restarting[slot(family)] = keep && p.paths[slot(family)] > 0;
+            }
+        }
     }
-    /// One UPDATE without its header. A peer that is not up is ignored.
-    pub fn handle_update(&mut self, _peer: PeerId, _body: &[u8], _now: Instant) -> UpdateOutcome {
-        UpdateOutcome::default()
+
+    fn forget_paths(&mut self, peer: PeerId) {
+        for family in Family::ALL {
+            self.remove_paths(peer, family, false);
+        }
     }
+
+    fn remove_paths(&mut self, peer: PeerId, family: Family, stale_only: bool) -> usize {
+        if self.peer_paths(peer, family) == 0 {
+            return 0; // no walk for a peer that has none
+        }
+        on_table!(self, family, |table| table.remove_peer(&mut self.shared, peer.0, stale_only))
+    }
+
+    /// Ends graceful restart, at End-of-RIB or when the timer ran out: what is still stale goes.
+    /// Returns how many paths.
+    pub fn sweep_stale(&mut self, peer: PeerId, family: Family) -> usize {
+        let Some(p) = self.shared.peers.get_mut(peer) else { return 0 };
+        if !std::mem::take(&mut p.restarting[slot(family)]) {
+            return 0;
+        }
+        self.remove_paths(peer, family, true)
+    }
+
     /// The peer asks for everything again (RFC 2918). Framed by BoRR and EoRR when negotiated.
-    pub fn handle_refresh(&mut self, _peer: PeerId, _family: Family) {}
-    /// RFC 7313: the peer begins (BoRR) to send everything again. What it has not repeated by EoRR goes.
-    pub fn handle_borr(&mut self, _peer: PeerId, _family: Family) {}
-    pub fn handle_eorr(&mut self, _peer: PeerId, _family: Family) -> usize {
-        0
+    pub fn handle_refresh(&mut self, peer: PeerId, family: Family) {
+        let Some(p) = self.shared.peers.get_up(peer) else { return };
+        if p.info.negotiated.has(family) {
+            let group = p.group;
+            on_table!(self, family, |table| table.refresh(&self.shared, peer.0, group));
+        }
     }
-    /// Announces a route of our own, best by definition. False when a table is full.
-    pub fn originate(&mut self, _prefix: Prefix, _attributes: Attributes) -> bool {
-        false
+
+    /// The peer begins to send everything again (RFC 7313 §4). False when it is ignored, because the
+    /// peer's End-of-RIB is still to come.
+    pub fn handle_borr(&mut self, peer: PeerId, family: Family) -> bool {
+        let Some(p) = self.shared.peers.get_up(peer) else { return false };
+        if p.restarting[slot(family)] {
+            return false;
+        }
+        if p.paths[slot(family)] > 0 {
+            on_table!(self, family, |table| table.mark_stale(peer.0));
+        }
+        true
     }
-    pub fn withdraw_local(&mut self, _prefix: Prefix) -> bool {
-        false
+
+    /// What the peer has not repeated since BoRR goes. Returns how many paths.
+    pub fn handle_eorr(&mut self, peer: PeerId, family: Family) -> usize {
+        let Some(p) = self.shared.peers.get_up(peer) else { return 0 };
+        if p.restarting[slot(family)] {
+            return 0;
+        }
+        self.remove_paths(peer, family, true)
     }
-    /// What the IGP (or kernel) says about next hops: `None` is unreachable. An address never named here is
-    /// eligible with metric 0. One walk of the table per call: pass changes together.
-    pub fn set_next_hop_metrics(&mut self, _metrics: &[(IpAddr, Option<u32>)]) {}
-    /// The peer's output queue is over (true) or under (false) its mark. A congested peer is given nothing; later
-    /// it gets the newest state of what changed meanwhile.
-    pub fn set_congested(&mut self, _peer: PeerId, _congested: bool) {}
-    /// Something is waiting to be sent to a peer that can take it.
+
+    /// Announces a route of our own, or changes its attributes; it is best by definition. False when a
+    /// table is full and the route was not there.
+    pub fn originate(&mut self, prefix: Prefix, attributes: Attributes) -> bool {
+        let sh = &mut self.shared;
+        let Some(id) = sh.attrs.intern(attributes) else {
+            sh.counters.full_attributes += 1;
+            return false;
+        };
+        let local = PeerId::LOCAL.0;
+        let refused = match prefix {
+            Prefix::V4 { addr, len } => self.v4.announce(sh, local, id, &[Key { addr, len }]),
+            Prefix::V6 { addr, len } => {
+                let addr = addr.to_be_bytes();
+                self.v6.announce(sh, local, id, &[Key { addr, len }])
+            }
+        };
+        sh.attrs.release(id);
+        sh.counters.full_routes += u64::from(refused);
+        refused == 0
+    }
+
+    /// False when there is no such route of our own.
+    pub fn withdraw_local(&mut self, prefix: Prefix) -> bool {
+        let sh = &mut self.shared;
+        let local = PeerId::LOCAL.0;
+        match prefix {
+            Prefix::V4 { addr, len } => {
+                self.v4.find(Key { addr, len }).is_some_and(|id| self.v4.remove_path(sh, id, local))
+            }
+            Prefix::V6 { addr, len } => self
+                .v6
+                .find(Key { addr: addr.to_be_bytes(), len })
+                .is_some_and(|id| self.v6.remove_path(sh, id, local)),
+        }
+    }
+
+    /// What the IGP (or the kernel) says about next hops: `None` is unreachable. An address never named
+    /// here is eligible with metric 0. One walk of the tables per call: pass changes together.
+    pub fn set_next_hop_metrics(&mut self, metrics: &[(IpAddr, Option<u32>)]) {
+        let sh = &mut self.shared;
+        let mut changed: Vec<u32> = metrics
+            .iter()
+            .filter_map(|(addr, metric)| sh.attrs.next_hops.set_metric(*addr, *metric))
+            .collect();
+        if changed.is_empty() {
+            return;
+        }
+        changed.sort_unstable();
+        let is = |number: u32| changed.binary_search(&number).is_ok();
+        self.v4.next_hops_changed(sh, is);
+        self.v6.next_hops_changed(sh, is);
+    }
+
+    /// The peer's output queue is over (true) or under (false) its mark. A congested peer is given
+    /// nothing; later it gets the newest state of what changed meanwhile.
+    pub fn set_congested(&mut self, peer: PeerId, congested: bool) {
+        let Some(p) = self.shared.peers.get_mut(peer).filter(|p| p.up) else { return };
+        p.congested = congested;
+        let (group, negotiated) = (p.group, p.info.negotiated);
+        for family in Family::ALL.into_iter().filter(|f| negotiated.has(*f)) {
+            on_table!(self, family, |table| table.set_congested(peer.0, group, congested));
+        }
+    }
+
+    /// Something is waiting for [`Self::flush`].
     pub fn has_pending(&self) -> bool {
-        false
+        !self.v4.dirty.is_empty()
+            || !self.v6.dirty.is_empty()
+            || self.v4.lagging.iter().chain(&self.v6.lagging).any(|l| {
+                l.has_work() && self.shared.peers.get(PeerId(l.peer)).is_some_and(|p| !p.congested)
+            })
     }
-    /// Hands out what peers are to be told: each `Bytes` is one or several whole messages, to be sent in
-    /// order. At most about `budget` prefixes are processed; call again while [`Self::has_pending`].
-    pub fn flush(&mut self, _budget: usize, _send: &mut dyn FnMut(PeerId, Bytes)) {}
-    /// Starts (with all that is there) or stops the list of changes of this reader.
-    pub fn enable_changes(&mut self, _reader: ChangeReader, _on: bool) {}
-    /// At most `limit` prefixes whose best path changed, in the order of their first change, with the newest
-    /// state; `None` is "no route any more". True when more are waiting.
-    pub fn drain_changes(
-        &mut self,
-        _reader: ChangeReader,
-        _limit: usize,
-        _each: &mut dyn FnMut(Prefix, Option<BestView<'_>>),
-    ) -> bool {
-        false
+
+    /// Hands out what peers are to be told: each `Bytes` is one or several whole messages, to be sent
+    /// in order. At most about `budget` prefixes are processed; call again while [`Self::has_pending`].
+    /// News go before backlogs, but backlogs always get a share.
+    pub fn flush(&mut self, budget: usize, send: &mut dyn FnMut(PeerId, Bytes)) {
+        let budget = budget.max(4);
+        let (sh, encoder) = (&mut self.shared, &mut self.encoder);
+        let mut left = budget;
+        left -= self.v4.flush_dirty(sh, encoder, left, send);
+        left -= self.v6.flush_dirty(sh, encoder, left, send);
+        if self.v4.lagging.is_empty() && self.v6.lagging.is_empty() {
+            return;
+        }
+        let mut left = left.max(budget / 4);
+        let settled = self.v4.dirty.is_empty();
+        left -= self.v4.flush_lagging(sh, encoder, left.div_ceil(2), settled, send).min(left);
+        let settled = self.v6.dirty.is_empty();
+        self.v6.flush_lagging(sh, encoder, left, settled, send);
     }
-    pub fn find_best(&self, _prefix: Prefix) -> Option<BestView<'_>> {
-        None
+
+    /// True when the peer has been told everything of this family: no initial dump or backlog is left
+    /// (though news may be waiting for the next [`Self::flush`]).
+    pub fn in_sync(&self, peer: PeerId, family: Family) -> bool {
+        self.shared.peers.get_up(peer).is_some_and(|p| match family {
+            Family::Ipv4 => self.v4.is_in_sync(peer.0, p.group),
+            Family::Ipv6 => self.v6.is_in_sync(peer.0, p.group),
+        })
     }
-    pub fn find(&self, _prefix: Prefix) -> Option<RouteView<'_>> {
-        None
+
+    pub fn counts(&self, family: Family) -> FamilyCounts {
+        match family {
+            Family::Ipv4 => self.v4.counts(),
+            Family::Ipv6 => self.v6.counts(),
+        }
     }
-    /// At most `limit` routes after `cursor`, and where to go on (`None`: the end). Looks at a bounded number of prefixes
-    /// per call, so a page may be short or empty though there is more.
-    pub fn routes(
-        &self,
-        _family: Family,
-        _cursor: Cursor,
-        _filter: &RouteFilter,
-        _limit: usize,
-    ) -> (Vec<RouteView<'_>>, Option<Cursor>) {
-        (Vec::new(), None)
-    }
-    pub fn counts(&self, _family: Family) -> FamilyCounts {
-        FamilyCounts::default()
-    }
+
     /// Paths accepted from a peer and kept.
-    pub fn peer_paths(&self, _peer: PeerId, _family: Family) -> usize {
-        0
+    pub fn peer_paths(&self, peer: PeerId, family: Family) -> usize {
+        self.shared.peers.get(peer).map_or(0, |p| p.paths[slot(family)])
     }
+
     pub fn attribute_sets(&self) -> usize {
-        0
+        self.shared.attrs.len()
     }
+
+    /// Forgets which attribute blocks mean what, and with them the sets that no route uses: for a caller
+    /// that wants the memory back.
+    pub fn forget_blocks(&mut self) {
+        self.shared.attrs.forget_blocks();
+    }
+
     pub fn counters(&self) -> RibCounters {
-        RibCounters::default()
-    }
-    /// True when the peer has been told everything of this family (initial dump or backlog done).
-    pub fn in_sync(&self, _peer: PeerId, _family: Family) -> bool {
-        false
+        self.shared.counters
     }
 }
