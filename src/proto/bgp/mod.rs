@@ -3,3 +3,4 @@
 pub mod policy;
 pub mod rib;
 pub mod session;
+pub mod speaker;

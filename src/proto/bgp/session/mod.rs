@@ -359,6 +359,13 @@ impl Session {
         }
     }
 
+    /// Numbers connections from here on: for a caller that gives the number of a former peer to a
+    /// new one.
+    pub const fn with_first_serial(mut self, serial: u32) -> Self {
+        self.serial = serial;
+        self
+    }
+
     pub const fn config(&self) -> &SessionConfig {
         &self.config
     }
