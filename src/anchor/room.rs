@@ -262,6 +262,12 @@ impl Anchor {
         if self.refused.len() < REFUSED_MAX {
             self.refused.insert(prefix, now + self.config.refused_hold);
         }
+        self.release(prefix, out);
+    }
+
+    /// The prefix is bound elsewhere from now on (or nowhere): its node keeps the others, and has
+    /// left with the last one. Not an event: the hall knows, it is the one who says so.
+    pub fn release(&mut self, prefix: Prefix, out: &mut Vec<Output>) {
         let Some(mn) = self.owners.remove(&prefix) else { return };
         let Some(node) = self.nodes.get_mut(&mn) else { return };
         node.prefixes.remove(&prefix);

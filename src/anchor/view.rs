@@ -66,6 +66,11 @@ impl Anchor {
         self.nodes.get(mn).map(|node| node.attachment)
     }
 
+    /// Where the node with this prefix is reached, when it is here.
+    pub fn attachment_of(&self, prefix: Prefix) -> Option<Attachment> {
+        self.nodes.get(self.owners.get(&prefix)?)?.attachment
+    }
+
     /// The node here that has this address.
     pub fn find_owner(&self, ip: IpAddr) -> Option<&MnId> {
         let host = Prefix::host(ip);

@@ -306,6 +306,8 @@ impl Mctx {
                 let is_controller = self.config.is_controller;
                 self.collector.handle_batch(from, batch, is_controller, may_claim, out);
             }
+            // About a binding, not about a context: the hall's.
+            Signal::Newer { .. } => {}
             Signal::ReportAck { epoch, batch } => {
                 self.reporter.handle_ack(from, epoch, batch, now, out);
             }

@@ -8,6 +8,8 @@
 //! of another anchor, is heard then is let go; a node that is here all the same is sighted with its
 //! next packet and moves back properly.
 
+use std::net::SocketAddr;
+
 use super::claims::{Heard, host_route};
 use super::config::NodeConfig;
 use super::flow::Node;
@@ -15,6 +17,8 @@ use super::output::Output;
 use super::timeline::Phase;
 use crate::iec::{Evidence, Scope};
 use crate::proto::bgp::rib::{ChangeReader, PeerId};
+use crate::proto::bgp::session::{ConnId, Transport};
+use crate::proto::bgp::speaker::{self, Speaker};
 use crate::types::seam::{Attachment, ForwardingChange, Preference};
 use crate::types::{AnchorId, Binding, Claim, Instant, Locator, Prefix};
 use crate::wire::bgp::{Attributes, NextHop};
@@ -92,15 +96,17 @@ impl Node {
     pub fn handle_best_changes(&mut self, now: Instant, out: &mut Vec<Output>) -> bool {
         let Some(speaker) = &mut self.speaker else { return false };
         let rib = speaker.rib_mut();
-        let mut more = rib.drain_changes(ChangeReader::Kernel, CHANGES_PER_TURN, &mut |prefix, best| {
-            let change = match best {
-                Some(best) if best.peer != PeerId::LOCAL => {
-                    ForwardingChange::SetRoute { prefix, next_hop: best.attributes.next_hop.addr() }
-                }
-                Some(_) | None => ForwardingChange::RemoveRoute { prefix },
-            };
-            out.push(Output::Forwarding(change));
-        });
+        let mut more =
+            rib.drain_changes(ChangeReader::Kernel, CHANGES_PER_TURN, &mut |prefix, best| {
+                let change = match best {
+                    Some(best) if best.peer != PeerId::LOCAL => ForwardingChange::SetRoute {
+                        prefix,
+                        next_hop: best.attributes.next_hop.addr(),
+                    },
+                    Some(_) | None => ForwardingChange::RemoveRoute { prefix },
+                };
+                out.push(Output::Forwarding(change));
+            });
         let (local_as, own) = (self.config.local_as, self.config.own);
         let (location, pools) = (&self.location, &self.pools);
         let mut heard = Vec::new();
@@ -195,11 +201,18 @@ impl Node {
             let (mn, prefix) = (binding.mn.clone(), binding.prefix);
             self.record(now, Some(mn.clone()), prefix, Phase::Restored, None, "");
             if let Some(attachment) = attachment {
-                self.anchor.handle_restored(prefix, &mn, attachment, now);
+                let mut said = Vec::new();
+                let here = Some(attachment);
+                if let Err(why) =
+                    self.anchor.handle_restore(&mn, &[prefix], here, None, now, &mut said)
+                {
+                    tracing::error!(%prefix, %why, "a stored attachment is given up");
+                    continue;
+                }
+                self.carry_anchor(said, now, out);
                 let mut entries = Vec::new();
                 self.gateway.redeliver(prefix, attachment, &mut entries);
                 out.extend(entries.into_iter().map(Output::Forwarding));
-                out.push(Output::LinkNodes { link: attachment.link });
             }
             waiting.push(binding);
         }
@@ -281,5 +294,93 @@ impl Node {
                 self.carry_iec(wishes, now, out);
             }
         }
+    }
+
+    // ---- sessions -------------------------------------------------------------------------
+
+    /// Octets of a connection.
+    pub fn handle_bgp_octets(
+        &mut self,
+        conn: ConnId,
+        octets: &[u8],
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        self.with_speaker(now, out, |speaker, said| speaker.handle_bytes(conn, octets, now, said));
+    }
+
+    /// A connection that the node asked for is there.
+    pub fn handle_bgp_connected(
+        &mut self,
+        conn: ConnId,
+        local: SocketAddr,
+        remote: SocketAddr,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        self.with_speaker(now, out, |speaker, said| {
+            speaker.handle_connected(conn, local, remote, now, said);
+        });
+    }
+
+    /// Somebody connected to us; `None`: nobody we know.
+    pub fn handle_bgp_accepted(
+        &mut self,
+        local: SocketAddr,
+        remote: SocketAddr,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) -> Option<(ConnId, Transport)> {
+        self.with_speaker(now, out, |speaker, said| {
+            speaker.handle_accepted(local, remote, now, said)
+        })?
+    }
+
+    /// A connection could not be made, or has ended.
+    pub fn handle_bgp_closed(&mut self, conn: ConnId, now: Instant, out: &mut Vec<Output>) {
+        self.with_speaker(now, out, |speaker, said| speaker.handle_closed(conn, now, said));
+    }
+
+    pub fn handle_bgp_congested(&mut self, conn: ConnId, congested: bool, now: Instant) {
+        if let Some(speaker) = &mut self.speaker {
+            speaker.handle_congested(conn, congested, now);
+        }
+    }
+
+    pub(super) fn handle_bgp_timeout(&mut self, now: Instant, out: &mut Vec<Output>) {
+        self.with_speaker(now, out, |speaker, said| speaker.handle_timeout(now, said));
+    }
+
+    /// Hands out what neighbours are to be told, at the end of a turn. True when there is more.
+    pub fn flush_bgp(&mut self, out: &mut Vec<speaker::Output>) -> bool {
+        let Some(speaker) = &mut self.speaker else { return false };
+        if !speaker.has_pending() {
+            return false;
+        }
+        speaker.flush(out);
+        speaker.has_pending()
+    }
+
+    fn with_speaker<R>(
+        &mut self,
+        now: Instant,
+        out: &mut Vec<Output>,
+        call: impl FnOnce(&mut Speaker, &mut Vec<speaker::Output>) -> R,
+    ) -> Option<R> {
+        let speaker = self.speaker.as_mut()?;
+        let mut said = Vec::new();
+        let result = call(speaker, &mut said);
+        for output in said {
+            if let speaker::Output::SessionUp { peer } = output {
+                let returning = !self.sessions_seen.insert(peer);
+                self.handle_session_up(returning);
+            }
+            out.push(Output::Bgp(output));
+        }
+        // Before the next flush: what the store had is judged while nobody has been told anything.
+        if self.recovering.is_some() && !self.speaker.as_ref().is_some_and(Speaker::is_deferring) {
+            self.end_recovery(now, out);
+        }
+        Some(result)
     }
 }

@@ -4,10 +4,10 @@
 //! `as:101:anchor`. A settled route has only the second, so that all nodes of an anchor share one
 //! attribute set.
 
+use crate::types::seam::Preference;
 use crate::types::{AnchorId, Claim, Generation, Locator, Prefix};
 use crate::wire::bgp::attributes::NO_EXPORT;
 use crate::wire::bgp::{Attributes, LargeCommunity, NextHop};
-use crate::types::seam::Preference;
 
 use super::bgp::{LARGE_COMMUNITY_ANCHOR, LARGE_COMMUNITY_GENERATION};
 

@@ -26,8 +26,9 @@ use crate::gateway::Gateway;
 use crate::iec::{self, Evidence, Iec, IecConfig, Scope, StageView};
 use crate::location::{Applied as Verdict, Location, LocationError, Pools};
 use crate::mctx::{self, Mctx, NoContext};
-use crate::proto::nd;
+use crate::proto::bgp::rib::PeerId;
 use crate::proto::bgp::speaker::Speaker;
+use crate::proto::nd;
 use crate::types::seam::{
     Applied, Attachment, BindingChange, Context, ContextPrefix, IfIndex, LeaveReason,
     MobilityEvent, PolicyChange, Sighting,
@@ -75,6 +76,8 @@ pub struct Node {
     /// Bindings of an anchor that its full report has not named yet.
     pub(super) unreported: BTreeMap<AnchorId, BTreeSet<Prefix>>,
     pub speaker: Option<Speaker>,
+    /// Neighbours that have been up since the start.
+    pub(super) sessions_seen: BTreeSet<PeerId>,
     pub timeline: Timeline,
     pub counters: Counters,
     pub(super) waiting: BTreeMap<Prefix, Waiting>,
@@ -90,12 +93,7 @@ pub struct Node {
 
 impl Node {
     /// `scope` without BGP needs controllers; the configuration checker has seen to that.
-    pub fn new(
-        config: NodeConfig,
-        anchor: Anchor,
-        mctx: Mctx,
-        speaker: Option<Speaker>,
-    ) -> Self {
+    pub fn new(config: NodeConfig, anchor: Anchor, mctx: Mctx, speaker: Option<Speaker>) -> Self {
         let iec_config = IecConfig {
             scope: config.scope.unwrap_or(Scope::Distributed { own: config.own }),
             settle_delay: config.settle_delay,
@@ -113,6 +111,7 @@ impl Node {
             attributes: BTreeMap::new(),
             unreported: BTreeMap::new(),
             speaker,
+            sessions_seen: BTreeSet::new(),
             timeline: Timeline::default(),
             counters: Counters::default(),
             waiting: BTreeMap::new(),
@@ -130,7 +129,12 @@ impl Node {
 
     // ---- 1: something happened to a node --------------------------------------------------
 
-    pub(super) fn handle_event(&mut self, event: MobilityEvent, now: Instant, out: &mut Vec<Output>) {
+    pub(super) fn handle_event(
+        &mut self,
+        event: MobilityEvent,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
         match event {
             MobilityEvent::Attached { prefix, mn, attachment, by } => {
                 self.handle_attached(prefix, mn, attachment, by, now, out);
@@ -282,8 +286,12 @@ impl Node {
         if let Ok(mctx::Imported { context, late: true, .. }) = result {
             return self.handle_late_context(context, now, out);
         }
-        let waiting: Vec<(Prefix, Waiting)> =
-            self.waiting.iter().filter(|(_, w)| w.mn == *mn).map(|(p, w)| (*p, w.clone())).collect();
+        let waiting: Vec<(Prefix, Waiting)> = self
+            .waiting
+            .iter()
+            .filter(|(_, w)| w.mn == *mn)
+            .map(|(p, w)| (*p, w.clone()))
+            .collect();
         for (prefix, Waiting { mn, by, attachment, since }) in waiting {
             if self.waiting.remove(&prefix).is_none() {
                 continue; // came with the context of a sibling
@@ -311,7 +319,15 @@ impl Node {
             };
             self.record(now, Some(mn.clone()), prefix, phase, from, why);
             self.observe(HandoverPhase::Context, mode, now - since, out);
-            self.bind(prefix, mn, attachment, context, Underway { since, mode, by, pma: from }, now, out);
+            self.bind(
+                prefix,
+                mn,
+                attachment,
+                context,
+                Underway { since, mode, by, pma: from },
+                now,
+                out,
+            );
         }
     }
 
@@ -319,9 +335,8 @@ impl Node {
     /// above its generation, and what else belongs to the node comes along.
     fn handle_late_context(&mut self, context: Context, now: Instant, out: &mut Vec<Output>) {
         let here = self.location.prefixes_of(&context.mn).to_vec();
-        let held = |p: &&Prefix| {
-            self.location.find(**p).is_some_and(|b| b.anchor == self.config.own)
-        };
+        let held =
+            |p: &&Prefix| self.location.find(**p).is_some_and(|b| b.anchor == self.config.own);
         let Some(&first) = here.iter().find(held) else { return };
         let attachment = self.anchor_of(first);
         let above = self.location.generation_of(&context.mn) > context.generation;
@@ -343,7 +358,7 @@ impl Node {
     }
 
     pub(super) fn anchor_of(&self, prefix: Prefix) -> Option<Attachment> {
-        self.anchor.find_prefix(prefix)
+        self.anchor.attachment_of(prefix)
     }
 
     // ---- 4: the binding -------------------------------------------------------------------
@@ -434,7 +449,14 @@ impl Node {
             }
             Ok(Verdict::TieWon { lost }) => {
                 self.counters.duplicate_anchors += 1;
-                self.record(now, Some(binding.mn), binding.prefix, Phase::Tie, Some(lost.anchor), "won");
+                self.record(
+                    now,
+                    Some(binding.mn),
+                    binding.prefix,
+                    Phase::Tie,
+                    Some(lost.anchor),
+                    "won",
+                );
             }
             Ok(Verdict::Newer | Verdict::Same) => {}
             Err(LocationError::OtherNode) => self.counters.refused_other_node += 1,
@@ -583,12 +605,7 @@ impl Node {
         self.carry_mctx(sent, now, out);
     }
 
-    fn export(
-        &self,
-        prefix: Prefix,
-        to: AnchorId,
-        now: Instant,
-    ) -> Result<Context, Refusal> {
+    fn export(&self, prefix: Prefix, to: AnchorId, now: Instant) -> Result<Context, Refusal> {
         let Some(binding) = self.location.find(prefix) else {
             // We let it go to somebody: the asker may know less than we do.
             return Err(match self.location.known_claim(prefix) {
@@ -611,7 +628,8 @@ impl Node {
 
     /// The context of a node as it would be exported now.
     pub(super) fn context_of(&self, mn: &MnId, now: Instant) -> Context {
-        let bindings = || self.location.prefixes_of(mn).iter().filter_map(|&p| self.location.find(p));
+        let bindings =
+            || self.location.prefixes_of(mn).iter().filter_map(|&p| self.location.find(p));
         Context {
             mn: mn.clone(),
             generation: bindings().map(|b| b.generation).max().unwrap_or_default(),
@@ -684,7 +702,13 @@ impl Node {
         }
     }
 
-    fn handle_moving(&mut self, mn: &MnId, to: AnchorId, now: Instant, out: &mut Vec<Output>) {
+    pub(super) fn handle_moving(
+        &mut self,
+        mn: &MnId,
+        to: AnchorId,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
         let context = self.context_of(mn, now);
         for p in &context.prefixes {
             self.record(now, Some(mn.clone()), p.prefix, Phase::MoveAnnounced, Some(to), "");
@@ -715,7 +739,14 @@ impl Node {
         }
         if !self.may_claim(claim.anchor, prefix) {
             self.counters.unauthorised_claims += 1;
-            return self.record(now, None, prefix, Phase::Refused, Some(claim.anchor), "not authorised");
+            return self.record(
+                now,
+                None,
+                prefix,
+                Phase::Refused,
+                Some(claim.anchor),
+                "not authorised",
+            );
         }
         match claim.generation.cmp(&ours.generation) {
             std::cmp::Ordering::Greater => self.hear_newer(prefix, claim, now, out),

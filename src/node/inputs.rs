@@ -5,10 +5,10 @@ use std::net::IpAddr;
 
 use super::flow::Node;
 use super::output::Output;
-use crate::anchor;
-use crate::proto::nd::{self, Holder};
 use super::timeline::Detail;
-use crate::types::seam::{IfIndex, LeaveReason};
+use crate::anchor;
+use crate::proto::nd;
+use crate::types::seam::{Holder, IfIndex, LeaveReason};
 use crate::types::transfer::Signal;
 use crate::types::{AnchorId, Instant, MacAddr};
 use crate::wire::nd::{Checksum, Frame};
@@ -65,7 +65,7 @@ impl Node {
                 nd::Output::Send { link, frame } => out.push(Output::Frame { link, octets: frame }),
                 nd::Output::Sighted(s) => {
                     let mut said = Vec::new();
-                    self.anchor.handle_sighting(s.link, s.mac, s.ip, s.by, now, &mut said);
+                    self.anchor.handle_sighting(s, now, &mut said);
                     self.carry_anchor(said, now, out);
                 }
             }

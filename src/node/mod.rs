@@ -10,9 +10,9 @@
 
 mod bgp;
 mod claims;
-mod inputs;
 mod config;
 mod flow;
+mod inputs;
 mod output;
 mod requests;
 pub mod timeline;

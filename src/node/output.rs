@@ -11,7 +11,10 @@ use crate::types::{AnchorId, Binding, Claim, Prefix};
 /// What must survive kill -9, before the messages of the same turn leave.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
-    Bound { binding: Binding, attachment: Option<Attachment> },
+    Bound {
+        binding: Binding,
+        attachment: Option<Attachment>,
+    },
     /// No longer bound here; the greatest claim that is known.
     Gone(Claim),
 }
@@ -47,17 +50,28 @@ pub enum Mode {
     Provisional,
 }
 
-#[derive(Clone, Debug, PartialEq)]
+#[derive(Clone, Debug)]
 pub enum Output {
     Bgp(crate::proto::bgp::speaker::Output),
     /// To another killick; dropped (and made up for by the timers of mctx) when the link is down.
-    Signal { to: AnchorId, signal: Signal },
+    Signal {
+        to: AnchorId,
+        signal: Signal,
+    },
     Forwarding(ForwardingChange),
-    Persist { prefix: Prefix, record: Record },
+    Persist {
+        prefix: Prefix,
+        record: Record,
+    },
     /// An Ethernet frame on an access link.
-    Frame { link: IfIndex, octets: Vec<u8> },
+    Frame {
+        link: IfIndex,
+        octets: Vec<u8>,
+    },
     /// The nodes attached to a link have changed: its first-packet filter is to be made anew.
-    LinkNodes { link: IfIndex },
+    LinkNodes {
+        link: IfIndex,
+    },
     Observed(Observation),
 }
 

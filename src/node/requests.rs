@@ -101,7 +101,8 @@ impl Node {
             None => Lifetime::WhileAttached,
         };
         let moved = held.is_none_or(|b| b.anchor != anchor);
-        let known = self.next_generation(prefix).ok_or(crate::location::LocationError::GenerationEnd)?;
+        let known =
+            self.next_generation(prefix).ok_or(crate::location::LocationError::GenerationEnd)?;
         let generation = match held {
             // The same statement again refreshes the lease and is no move.
             Some(held) if !moved => held.generation,
@@ -118,9 +119,17 @@ impl Node {
         };
         let held_elsewhere = held.is_some() && moved || self.heard(prefix).is_some();
         if moved {
-            self.record(now, Some(mn.clone()), prefix, Phase::Sighted, Some(anchor), Detail::By(Sighting::Api));
+            self.record(
+                now,
+                Some(mn.clone()),
+                prefix,
+                Phase::Sighted,
+                Some(anchor),
+                Detail::By(Sighting::Api),
+            );
             let mode = if held_elsewhere { Mode::Reactive } else { Mode::Initial };
-            self.underway.insert(prefix, Underway { since: now, mode, by: Sighting::Api, pma: None });
+            self.underway
+                .insert(prefix, Underway { since: now, mode, by: Sighting::Api, pma: None });
             if held_elsewhere {
                 self.counters.attaches_handover += 1;
             } else {
@@ -199,7 +208,14 @@ impl Node {
         for p in chosen {
             let claim = self.location.find(p).map(Binding::claim);
             if let Some(claim) = claim {
-                self.record(now, Some(mn.clone()), p, Phase::Left, None, Detail::Why(LeaveReason::Api));
+                self.record(
+                    now,
+                    Some(mn.clone()),
+                    p,
+                    Phase::Left,
+                    None,
+                    Detail::Why(LeaveReason::Api),
+                );
                 self.let_go(p, claim, now, out);
             }
         }
@@ -312,7 +328,9 @@ impl Node {
             Ok(Verdict::Newer | Verdict::TieWon { .. }) => {
                 self.iec.handle_confirmed(prefix, now);
                 // The one who had it may have been away when its successor asked around.
-                if let (Some(old), Some(new)) = (known.filter(|_| moved), self.location.find(prefix)) {
+                if let (Some(old), Some(new)) =
+                    (known.filter(|_| moved), self.location.find(prefix))
+                {
                     let claim = new.claim();
                     out.push(Output::Signal {
                         to: old.anchor,

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use serde::{Deserialize, Serialize};
 
 use super::seam::Context;
-use super::{AnchorId, Binding, Prefix};
+use super::{AnchorId, Binding, Claim, Prefix};
 
 /// Octets of attributes (with 4 for each) of one context: with 64 prefixes it must fit one message.
 /// A context with more is not exported.
@@ -32,6 +32,8 @@ pub enum Signal {
     Reports(ReportBatch),
     /// Controller → anchor: everything up to this batch is taken.
     ReportAck { epoch: u32, batch: u32 },
+    /// Controller → anchor: somebody has a newer claim of a prefix that you hold, or report.
+    Newer { prefix: Prefix, claim: Claim },
 }
 
 /// A context on its way, whole or the part that had failed.

@@ -1,4 +1,4 @@
 //! The one integration binary.
 
-mod netns_anchor;
 mod bgp_malformed;
+mod netns_anchor;

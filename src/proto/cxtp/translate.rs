@@ -12,13 +12,13 @@ use crate::types::transfer::{
     AttributesPart, Part, Refusal, Report, ReportBatch, Signal, Transfer, TransferStatus,
 };
 use crate::types::{
-    AnchorId, Binding, Instant, Lifetime, Locator, Prefix, limits::PREFIXES_PER_NODE_MAX,
+    AnchorId, Binding, Claim, Instant, Lifetime, Locator, Prefix, limits::PREFIXES_PER_NODE_MAX,
 };
 use crate::wire::WireError;
 use crate::wire::cxtp::profile::{
     AttributesPiece, BatchBlock, BindingBlock, FPT_ATTRIBUTES, FPT_BATCH, FPT_BATCH_ACK,
-    FPT_BINDING, FPT_HELLO, FPT_REFUSAL, FPT_REPORT, FPT_TRANSFER, HelloBlock, PROFILE_VERSION,
-    RefusalBlock, RequestBlock, TransferBlock,
+    FPT_BINDING, FPT_HELLO, FPT_NEWER, FPT_REFUSAL, FPT_REPORT, FPT_TRANSFER, HelloBlock,
+    NewerBlock, PROFILE_VERSION, RefusalBlock, RequestBlock, TransferBlock,
 };
 use crate::wire::cxtp::{ALGORITHM_HMAC_SHA1, Block, FeatureStatus, Message, RequestBlocks, Token};
 
@@ -142,6 +142,12 @@ pub fn signal_message(signal: &Signal, now: Instant) -> Message {
         Signal::ReportAck { epoch, batch } => {
             let ack = BatchBlock { epoch: *epoch, batch: *batch, sync_end: false };
             node_less(vec![ack.encode(FPT_BATCH_ACK)])
+        }
+        Signal::Newer { prefix, claim } => {
+            let Claim { generation, anchor } = *claim;
+            let block = NewerBlock { prefix_len: prefix.len(), generation, anchor };
+            let blocks = vec![block.encode()];
+            Message::Ctd { acknowledge: false, elapsed_ms: 0, mn: prefix.addr(), blocks }
         }
     }
 }
@@ -281,6 +287,12 @@ fn transfer_signal(
     blocks: &[Block],
 ) -> Result<Incoming, WireError> {
     let of = |fpt| blocks.iter().filter(move |block: &&Block| block.fpt == fpt);
+    if let Some(block) = of(FPT_NEWER).next() {
+        let NewerBlock { prefix_len, generation, anchor } = NewerBlock::decode(block)?;
+        let prefix = Prefix::new(addr, prefix_len).ok_or(WireError::BadValue)?;
+        let claim = Claim { generation, anchor };
+        return Ok(Incoming::Signal(Signal::Newer { prefix, claim }));
+    }
     let Some(head) = of(FPT_TRANSFER).next() else { return Ok(Incoming::Foreign) };
     let sequence = TransferBlock::decode(head)?.sequence;
     let mut context: Option<Context> = None;
@@ -435,6 +447,10 @@ mod tests {
                 sync_end: true,
             }),
             Signal::ReportAck { epoch: 1, batch: 2 },
+            Signal::Newer {
+                prefix: "10.1.1.7/32".parse().unwrap(),
+                claim: Claim { generation: crate::types::Generation(9), anchor: AnchorId(3) },
+            },
         ]
     }
 

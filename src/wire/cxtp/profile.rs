@@ -33,6 +33,7 @@ pub const FPT_BATCH_ACK: u16 = 0xff05;
 pub const FPT_REFUSAL: u16 = 0xff06;
 pub const FPT_TRANSFER: u16 = 0xff07;
 pub const FPT_HELLO: u16 = 0xff08;
+pub const FPT_NEWER: u16 = 0xff09;
 
 /// Version of these profiles, said in the hello. A peer with another one is refused.
 pub const PROFILE_VERSION: u8 = 1;
@@ -351,6 +352,36 @@ impl HelloBlock {
         let [roles, profile, ..] = input.array::<4>()?;
         let (is_anchor, is_controller) = (roles & 0x80 != 0, roles & 0x40 != 0);
         Ok(Self { anchor, is_anchor, is_controller, profile })
+    }
+}
+
+/// A newer claim of a prefix whose address is the MN field of the message (R_XC, to an anchor).
+///
+/// ```text
+/// | prefix length |             0 (3 octets)              |
+/// |                     generation                        |
+/// |                      anchor id                        |
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewerBlock {
+    pub prefix_len: u8,
+    pub generation: Generation,
+    pub anchor: AnchorId,
+}
+
+impl NewerBlock {
+    pub fn encode(self) -> Block {
+        let mut data = vec![self.prefix_len, 0, 0, 0];
+        data.extend_from_slice(&self.generation.0.to_be_bytes());
+        data.extend_from_slice(&self.anchor.0.to_be_bytes());
+        Block { fpt: FPT_NEWER, presence: None, data }
+    }
+
+    pub fn decode(block: &Block) -> Result<Self, WireError> {
+        let mut input = Reader::new(&block.data);
+        let [prefix_len, ..] = input.array::<4>()?;
+        let generation = Generation(input.u32()?);
+        Ok(Self { prefix_len, generation, anchor: AnchorId(input.u32()?) })
     }
 }
 

@@ -622,6 +622,11 @@ impl Speaker {
         }
     }
 
+    /// True while nobody is told anything after a restart (RFC 4724 §4.1).
+    pub const fn is_deferring(&self) -> bool {
+        self.deferred_until.is_some()
+    }
+
     /// True when [`Self::flush`] has something to send.
     pub fn has_pending(&self) -> bool {
         self.deferred_until.is_none() && self.rib.has_pending()
