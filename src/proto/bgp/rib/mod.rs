@@ -55,6 +55,9 @@ pub struct RibConfig {
     pub routes_max: usize,
     /// Different attribute sets. A route with a new one beyond is refused (treated as withdrawn) and counted.
     pub attribute_sets_max: usize,
+    /// Memory of all sets together, so that a few peers cannot fill it with long ones. At the limit the
+    /// same happens.
+    pub attribute_octets_max: usize,
 }
 
 impl RibConfig {
@@ -66,14 +69,17 @@ impl RibConfig {
             seed,
             routes_max: ROUTES_MAX,
             attribute_sets_max: ATTRIBUTE_SETS_MAX,
+            attribute_octets_max: ATTRIBUTE_OCTETS_MAX,
         }
     }
 }
 
 /// Default of [`RibConfig::routes_max`]: some 60 octets each, so about 0.5 GB for IPv4.
 pub const ROUTES_MAX: usize = 8_000_000;
-/// Default of [`RibConfig::attribute_sets_max`]: some 400 octets each.
+/// Default of [`RibConfig::attribute_sets_max`]: as many nodes may be moving at the same time.
 pub const ATTRIBUTE_SETS_MAX: usize = 2_000_000;
+/// Default of [`RibConfig::attribute_octets_max`]: that many sets of usual length, some 400 octets.
+pub const ATTRIBUTE_OCTETS_MAX: usize = 1 << 30;
 
 /// A good budget for [`Rib::flush`]: some milliseconds on an old core.
 pub const FLUSH_BUDGET: usize = 32_768;
@@ -243,13 +249,7 @@ macro_rules! on_table {
 
 impl Rib {
     pub fn new(config: RibConfig) -> Self {
-        let attrs = AttrStore::new(
-            config.local_as,
-            config.router_id,
-            config.cluster_id,
-            config.attribute_sets_max,
-            config.seed,
-        );
+        let attrs = AttrStore::new(&config);
         Self {
             v4: Table::new(config.seed),
             v6: Table::new(config.seed ^ 6),
