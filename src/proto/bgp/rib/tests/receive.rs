@@ -74,6 +74,25 @@ fn a_full_attribute_store_refuses_new_sets() {
     assert_eq!(lab.rib.counters().full_attributes, 1);
 }
 
+/// Few long sets are as bad as many short ones.
+#[test]
+fn the_memory_of_sets_is_bounded() {
+    let mut lab = Lab::with(RibConfig { attribute_octets_max: 40_000, ..config() });
+    lab.up(1, info(Client, 1));
+    for number in 0..50 {
+        let x = p(&format!("10.0.0.{number}/32"));
+        let long = Attributes { communities: (0..500).collect(), ..attributes(number) };
+        lab.say(1, &long, &[x], &[]);
+    }
+    let kept = lab.rib.peer_paths(PeerId(1), V4);
+    assert!((15..=20).contains(&kept), "{kept}");
+    lab.down(1, &[]);
+    lab.run();
+    lab.rib.forget_blocks();
+    lab.up(1, info(Client, 1));
+    assert_eq!(lab.say(1, &attributes(1), &[p("10.0.0.1/32")], &[]).announced, 1);
+}
+
 /// RFC 7606 §2: session reset applies nothing; treat-as-withdraw takes the routes away.
 #[test]
 fn errors_reach_the_outcome() {

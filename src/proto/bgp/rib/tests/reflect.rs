@@ -50,14 +50,14 @@ fn a_reflected_route_is_marked_and_otherwise_unchanged() {
     lab.run();
     let marked =
         Attributes { originator_id: Some(addr(1)), cluster_list: vec![CLUSTER_ID], ..a.clone() };
-    assert_eq!(lab.heard(2), [Heard::Announce(p("10.0.0.1/32"), marked)]);
+    assert_eq!(lab.heard(2), [Heard::Announce(p("10.0.0.1/32"), marked.into())]);
 
     // Reflected before: the originator stays, our cluster goes in front.
     let again = Attributes { originator_id: Some(addr(99)), cluster_list: vec![addr(98)], ..a };
     lab.say(1, &again, &[p("10.0.0.2/32")], &[]);
     lab.run();
     let marked = Attributes { cluster_list: vec![CLUSTER_ID, addr(98)], ..again };
-    assert_eq!(lab.heard(2), [Heard::Announce(p("10.0.0.2/32"), marked)]);
+    assert_eq!(lab.heard(2), [Heard::Announce(p("10.0.0.2/32"), marked.into())]);
 }
 
 /// RFC 4456 §8, RFC 4271 §9.1.2: what has been here is refused, and takes the place of what was said before.
@@ -126,7 +126,7 @@ fn own_routes_keep_their_next_hop_and_med_also_outside() {
     lab.rib.originate(p("10.0.0.1/32"), a.clone());
     lab.run();
     let out = Attributes { as_path: as_path(&[LOCAL_AS]), ..a };
-    assert_eq!(lab.heard(1), [Heard::Announce(p("10.0.0.1/32"), out)]);
+    assert_eq!(lab.heard(1), [Heard::Announce(p("10.0.0.1/32"), out.into())]);
 }
 
 /// RFC 1997.
@@ -187,7 +187,7 @@ fn a_moving_prefix_is_told_to_each_client_exactly() {
             cluster_list: vec![CLUSTER_ID],
             ..claim(anchor, generation)
         };
-        Heard::Announce(x, marked)
+        Heard::Announce(x, marked.into())
     };
     lab.say(1, &claim(1, 1), &[x], &[]);
     lab.run();
