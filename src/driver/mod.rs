@@ -3,3 +3,4 @@
 pub mod packet;
 pub mod store;
 pub mod tcp;
+pub mod tls;
