@@ -6,10 +6,14 @@
 //! routing thread calls it directly.
 
 pub mod fake;
+pub mod filter;
+mod forwarding;
 pub mod netlink;
 pub mod reconcile;
 
 use std::net::IpAddr;
+
+pub use forwarding::{AccessView, Event, Forwarding};
 
 use crate::types::seam::IfIndex;
 use crate::types::{MacAddr, Prefix};

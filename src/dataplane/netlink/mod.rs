@@ -80,7 +80,7 @@ impl Kernel {
 
     /// Notifications of changes by others; ours are left out.
     pub fn monitor(&self) -> io::Result<Monitor> {
-        Monitor::open(self.requests.port()?)
+        Monitor::open(self.requests.port()?, self.options.protocol)
     }
 
     fn message(&self, op: &Op) -> (RouteNetlinkMessage, u16) {
