@@ -5,9 +5,15 @@
 //! simulations. A call into it finishes in microseconds (netlink answers within the send), so the
 //! routing thread calls it directly.
 
+pub mod fake;
+pub mod filter;
+mod forwarding;
 pub mod netlink;
+pub mod reconcile;
 
 use std::net::IpAddr;
+
+pub use forwarding::{AccessView, Event, Forwarding};
 
 use crate::types::seam::IfIndex;
 use crate::types::{MacAddr, Prefix};
@@ -88,8 +94,12 @@ pub trait DataPlane {
     /// Applies the operations in order; `results` receives one result for each.
     fn apply(&mut self, ops: &[Op], results: &mut Vec<Result<(), OpError>>);
 
-    /// All routes of ours, as they are.
-    fn dump(&mut self) -> Result<Vec<KernelRoute>, OpError>;
+    /// Begins to list all routes of ours, as they are.
+    fn begin_dump(&mut self) -> Result<(), OpError>;
+
+    /// A piece of the list; true when there is more. A piece takes well below a millisecond, so
+    /// that a list of a million routes does not stop the routing thread for a second.
+    fn continue_dump(&mut self, routes: &mut Vec<KernelRoute>) -> Result<bool, OpError>;
 
     /// How packets to this BGP next hop leave, by routes that are not ours.
     fn resolve(&mut self, next_hop: IpAddr) -> Result<Hop, OpError>;

@@ -1,52 +1,37 @@
-//! FE_E: which prefixes are delivered here, and over which attachment (R_EC).
+//! FE_E: the deviation ends here, packets go to the node's attachment.
 
-use std::collections::HashMap;
-
-use foldhash::fast::FixedState;
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::types::seam::{Attachment, ForwardingChange, PolicyChange};
 use crate::types::{Prefix, Revision};
 
-/// One prefix that is delivered here.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delivery {
     pub attachment: Attachment,
     pub revision: Revision,
-    /// Why the kernel does not deliver; `None` once it does, or while it has not said.
-    pub error: Option<String>,
 }
 
-#[derive(Debug)]
-pub struct Gateway {
-    delivered: HashMap<Prefix, Delivery, FixedState>,
+/// What is delivered here. Bounded by the bindings of the node, of which deliveries are a part.
+#[derive(Debug, Default)]
+pub struct Egress {
+    pub(super) deliveries: BTreeMap<Prefix, Delivery>,
 }
 
-impl Gateway {
-    pub fn new(seed: u64) -> Self {
-        Self { delivered: HashMap::with_hasher(FixedState::with_seed(seed)) }
-    }
-
-    pub fn find(&self, prefix: Prefix) -> Option<&Delivery> {
-        self.delivered.get(&prefix)
-    }
-
-    pub fn len(&self) -> usize {
-        self.delivered.len()
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.delivered.is_empty()
-    }
-
-    /// FE_IEC's wish for this node. What is for BGP is not for here and is passed over.
-    pub fn handle_policy(&mut self, policy: PolicyChange, out: &mut Vec<ForwardingChange>) {
-        match policy {
+impl Egress {
+    /// A policy for this node's gateway. Those for BGP are not ours.
+    pub fn handle_policy(&mut self, policy: &PolicyChange, out: &mut Vec<ForwardingChange>) {
+        match *policy {
             PolicyChange::Deliver { prefix, attachment, revision } => {
-                self.delivered.insert(prefix, Delivery { attachment, revision, error: None });
-                out.push(ForwardingChange::SetDelivery { prefix, attachment, revision });
+                if self.is_newer(prefix, revision) {
+                    self.deliveries.insert(prefix, Delivery { attachment, revision });
+                    out.push(ForwardingChange::SetDelivery { prefix, attachment, revision });
+                }
             }
             PolicyChange::Release { prefix, revision } => {
-                if self.delivered.remove(&prefix).is_some() {
+                if self.is_newer(prefix, revision) {
+                    self.deliveries.remove(&prefix);
                     out.push(ForwardingChange::RemoveDelivery { prefix, revision });
                 }
             }
@@ -54,28 +39,32 @@ impl Gateway {
         }
     }
 
-    /// The node is reached over another access link of this anchor.
-    pub fn redeliver(
-        &mut self,
+    /// The best path of BGP for a prefix, from which FE_I's entry is made.
+    pub fn handle_best_path(
+        &self,
         prefix: Prefix,
-        attachment: Attachment,
+        next_hop: Option<IpAddr>,
         out: &mut Vec<ForwardingChange>,
     ) {
-        let revision = self.delivered.get(&prefix).map_or(Revision(0), |d| d.revision);
-        self.handle_policy(PolicyChange::Deliver { prefix, attachment, revision }, out);
+        out.push(match next_hop {
+            Some(next_hop) => ForwardingChange::SetRoute { prefix, next_hop },
+            None => ForwardingChange::RemoveRoute { prefix },
+        });
     }
 
-    /// What the kernel said about an entry.
-    pub fn handle_applied(
-        &mut self,
-        prefix: Prefix,
-        revision: Revision,
-        result: Result<(), String>,
-    ) {
-        match self.delivered.get_mut(&prefix) {
-            Some(delivery) if delivery.revision == revision => delivery.error = result.err(),
-            Some(_) | None => {} // about an older state
-        }
+    /// Deliveries in order, beginning after `after`.
+    pub fn deliveries(&self, after: Option<Prefix>) -> impl Iterator<Item = (Prefix, Delivery)> {
+        let from = after.map_or(Unbounded, Excluded);
+        self.deliveries.range((from, Unbounded)).map(|(&prefix, &delivery)| (prefix, delivery))
+    }
+
+    pub fn find(&self, prefix: Prefix) -> Option<Delivery> {
+        self.deliveries.get(&prefix).copied()
+    }
+
+    /// The same revision again is a repetition, and harmless.
+    fn is_newer(&self, prefix: Prefix, revision: Revision) -> bool {
+        self.deliveries.get(&prefix).is_none_or(|delivery| delivery.revision <= revision)
     }
 }
 
@@ -86,29 +75,21 @@ mod tests {
     use crate::types::seam::IfIndex;
 
     #[test]
-    fn an_entry_is_kept_until_released_and_tells_its_error() {
-        let prefix: Prefix = "10.1.1.7/32".parse().unwrap();
-        let here = Attachment { link: IfIndex(1), mac: MacAddr([2, 0, 0, 0, 0, 1]) };
-        let there = Attachment { link: IfIndex(2), ..here };
-        let mut gateway = Gateway::new(1);
-        let mut out = Vec::new();
-        let deliver = PolicyChange::Deliver { prefix, attachment: here, revision: Revision(7) };
-        gateway.handle_policy(deliver, &mut out);
-        gateway.handle_applied(prefix, Revision(6), Err("old news".into()));
-        assert_eq!(gateway.find(prefix).unwrap().error, None);
-        gateway.handle_applied(prefix, Revision(7), Err("no such device".into()));
-        assert_eq!(gateway.find(prefix).unwrap().error.as_deref(), Some("no such device"));
-        gateway.redeliver(prefix, there, &mut out);
-        let release = PolicyChange::Release { prefix, revision: Revision(8) };
-        gateway.handle_policy(release.clone(), &mut out);
-        gateway.handle_policy(release, &mut out);
-        assert_eq!(
-            out,
-            [
-                ForwardingChange::SetDelivery { prefix, attachment: here, revision: Revision(7) },
-                ForwardingChange::SetDelivery { prefix, attachment: there, revision: Revision(7) },
-                ForwardingChange::RemoveDelivery { prefix, revision: Revision(8) },
-            ]
-        );
+    fn the_newest_revision_decides_and_opens_the_uplink() {
+        let prefix: Prefix = "10.1.0.7".parse().unwrap();
+        let attachment = Attachment { link: IfIndex(3), mac: MacAddr([2, 0, 0, 0, 0, 1]) };
+        let deliver = |n| PolicyChange::Deliver { prefix, attachment, revision: Revision(n) };
+        let release = |n| PolicyChange::Release { prefix, revision: Revision(n) };
+        let (mut egress, mut out) = (Egress::default(), Vec::new());
+        egress.handle_policy(&deliver(5), &mut out);
+        egress.handle_policy(&release(4), &mut out);
+        assert_eq!(out.len(), 1, "the older release is not passed on");
+        let source = prefix.addr();
+        assert!(egress.opens(IfIndex(3), source));
+        assert!(!egress.opens(IfIndex(4), source), "another link stays closed");
+        egress.handle_policy(&release(6), &mut out);
+        let revision = Revision(6);
+        assert_eq!(out.last(), Some(&ForwardingChange::RemoveDelivery { prefix, revision }));
+        assert!(!egress.opens(IfIndex(3), source));
     }
 }

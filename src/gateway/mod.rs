@@ -1,10 +1,10 @@
 //! FE_I and FE_E of this node: policies → desired forwarding entries.
 //!
-//! With host routes in iBGP, FE_I is every router of the domain and needs nothing from here; what is
-//! left is FE_E, the delivery to nodes that are attached to this anchor, and the uplink, whose
-//! filter follows from the delivery routes (a packet is accepted from an access link if and only if
-//! its source is delivered over that link, see `dataplane`).
+//! With routing state as the only means of deviation there is little to do here: FE_I is a BGP
+//! route of the kernel, FE_E a host route to the access link. Tunnels and translation will give
+//! these files more to say.
 
 mod egress;
+mod uplink;
 
-pub use egress::{Delivery, Gateway};
+pub use egress::{Delivery, Egress};

@@ -210,9 +210,7 @@ impl Node {
                     continue;
                 }
                 self.carry_anchor(said, now, out);
-                let mut entries = Vec::new();
-                self.gateway.redeliver(prefix, attachment, &mut entries);
-                out.extend(entries.into_iter().map(Output::Forwarding));
+                self.redeliver(prefix, attachment, out);
             }
             waiting.push(binding);
         }

@@ -21,9 +21,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::config::NodeConfig;
 use super::output::{Counters, HandoverPhase, Mode, Observation, Output, Record};
 use super::timeline::{Detail, Event, Phase, Timeline};
-use crate::anchor::{self, Anchor};
-use crate::gateway::Gateway;
-use crate::iec::{self, Evidence, Iec, IecConfig, Scope, StageView};
+use crate::anchor::Anchor;
+use crate::gateway::Egress;
+use crate::iec::{self, Evidence, Iec, IecConfig, Scope};
 use crate::location::{Applied as Verdict, Location, LocationError, Pools};
 use crate::mctx::{self, Mctx, NoContext};
 use crate::proto::bgp::rib::PeerId;
@@ -35,7 +35,7 @@ use crate::types::seam::{
 };
 use crate::types::transfer::Refusal;
 use crate::types::{
-    AnchorId, Binding, Claim, Generation, Instant, Lifetime, Locator, MnId, Prefix, limits,
+    AnchorId, Binding, Claim, Generation, Instant, Lifetime, MnId, Prefix, Revision,
 };
 
 /// Attaches that wait for a context, at most; beyond, the sighting is ignored and the node's next
@@ -69,7 +69,7 @@ pub struct Node {
     pub mctx: Mctx,
     pub location: Location,
     pub iec: Iec,
-    pub gateway: Gateway,
+    pub egress: Egress,
     pub(super) routers: BTreeMap<IfIndex, nd::Router>,
     /// Opaque attributes that came with a node's context and go on with it.
     pub(super) attributes: BTreeMap<MnId, Vec<(u16, Vec<u8>)>>,
@@ -106,7 +106,7 @@ impl Node {
             mctx,
             location: Location::new(config.seed),
             iec: Iec::new(iec_config, config.seed),
-            gateway: Gateway::new(config.seed),
+            egress: Egress::default(),
             routers: BTreeMap::new(),
             attributes: BTreeMap::new(),
             unreported: BTreeMap::new(),
@@ -162,7 +162,7 @@ impl Node {
         }
         if let Some(held) = self.location.find(prefix).filter(|b| b.anchor == self.config.own) {
             if held.mn == mn {
-                return self.handle_same_anchor(prefix, attachment, now, out);
+                return self.handle_same_anchor(prefix, attachment, out);
             }
             self.counters.refused_other_node += 1;
             return self.refuse(prefix, Some(mn), "the prefix belongs to another node", now);
@@ -192,7 +192,6 @@ impl Node {
         &mut self,
         prefix: Prefix,
         attachment: Option<Attachment>,
-        now: Instant,
         out: &mut Vec<Output>,
     ) {
         let Some(attachment) = attachment else { return };
@@ -203,10 +202,21 @@ impl Node {
             prefix,
             record: Record::Bound { binding, attachment: Some(attachment) },
         });
+        self.redeliver(prefix, attachment, out);
+    }
+
+    /// The same delivery over another attachment (or again, after a restart).
+    pub(super) fn redeliver(
+        &mut self,
+        prefix: Prefix,
+        attachment: Attachment,
+        out: &mut Vec<Output>,
+    ) {
+        let revision = self.egress.find(prefix).map_or(Revision(0), |d| d.revision);
+        let policy = PolicyChange::Deliver { prefix, attachment, revision };
         let mut changes = Vec::new();
-        self.gateway.redeliver(prefix, attachment, &mut changes);
+        self.egress.handle_policy(&policy, &mut changes);
         out.extend(changes.into_iter().map(Output::Forwarding));
-        let _ = now;
     }
 
     // ---- 2: who had it? -------------------------------------------------------------------
@@ -523,7 +533,7 @@ impl Node {
                     self.record(now, None, prefix, Phase::Released, None, "");
                 }
                 let mut changes = Vec::new();
-                self.gateway.handle_policy(policy, &mut changes);
+                self.egress.handle_policy(&policy, &mut changes);
                 out.extend(changes.into_iter().map(Output::Forwarding));
             }
             PolicyChange::Announce { prefix, anchor, fe_e, preference } => {
@@ -557,7 +567,6 @@ impl Node {
         if let Some(&Underway { since, mode, .. }) = self.underway.get(&prefix) {
             self.observe(HandoverPhase::Delivery, mode, now - since, out);
         }
-        self.gateway.handle_applied(prefix, revision, result);
         let mut wishes = Vec::new();
         self.iec.handle_applied(prefix, revision, now, &mut wishes);
         self.carry_iec(wishes, now, out);

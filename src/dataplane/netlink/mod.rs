@@ -55,12 +55,23 @@ impl Options {
 pub struct Kernel {
     options: Options,
     requests: Requests,
+    dump: Option<Dump>,
+}
+
+/// A list of our routes that is being read, on a socket of its own.
+struct Dump {
+    requests: Requests,
+    family: Family,
+}
+
+fn failed(error: io::Error) -> OpError {
+    OpError::Other(format!("netlink: {error}"))
 }
 
 impl Kernel {
     /// In the network namespace of the calling thread.
     pub fn open(options: Options) -> io::Result<Self> {
-        Ok(Self { options, requests: Requests::open()? })
+        Ok(Self { options, requests: Requests::open()?, dump: None })
     }
 
     pub fn options(&self) -> &Options {
@@ -69,7 +80,7 @@ impl Kernel {
 
     /// Notifications of changes by others; ours are left out.
     pub fn monitor(&self) -> io::Result<Monitor> {
-        Monitor::open(self.requests.port()?)
+        Monitor::open(self.requests.port()?, self.options.protocol)
     }
 
     fn message(&self, op: &Op) -> (RouteNetlinkMessage, u16) {
@@ -107,20 +118,33 @@ impl DataPlane for Kernel {
         }
     }
 
-    fn dump(&mut self) -> Result<Vec<KernelRoute>, OpError> {
-        let mut routes = Vec::new();
-        for family in Family::ALL {
-            let options = self.options;
-            let request = message::route_dump(&options, family);
-            self.requests
-                .dump(RouteNetlinkMessage::GetRoute(request), |answer| {
-                    if let RouteNetlinkMessage::NewRoute(route) = answer {
-                        routes.extend(message::own_route(&options, &route));
-                    }
-                })
-                .map_err(|error| OpError::Other(format!("netlink: {error}")))?;
+    fn begin_dump(&mut self) -> Result<(), OpError> {
+        // A list that ended in the middle leaves its rest in the socket: begin with a new one.
+        let mut requests = Requests::open().map_err(failed)?;
+        let request = message::route_dump(&self.options, Family::Ipv4);
+        requests.begin_dump(RouteNetlinkMessage::GetRoute(request)).map_err(failed)?;
+        self.dump = Some(Dump { requests, family: Family::Ipv4 });
+        Ok(())
+    }
+
+    fn continue_dump(&mut self, routes: &mut Vec<KernelRoute>) -> Result<bool, OpError> {
+        let Some(mut dump) = self.dump.take() else { return Ok(false) };
+        let options = self.options;
+        let more = dump.requests.continue_dump(|answer| {
+            if let RouteNetlinkMessage::NewRoute(route) = answer {
+                routes.extend(message::own_route(&options, &route));
+            }
+        });
+        if !more.map_err(failed)? {
+            match dump.family {
+                Family::Ipv4 => dump.family = Family::Ipv6,
+                Family::Ipv6 => return Ok(false),
+            }
+            let request = message::route_dump(&self.options, dump.family);
+            dump.requests.begin_dump(RouteNetlinkMessage::GetRoute(request)).map_err(failed)?;
         }
-        Ok(routes)
+        self.dump = Some(dump);
+        Ok(true)
     }
 
     fn resolve(&mut self, next_hop: IpAddr) -> Result<Hop, OpError> {
@@ -144,10 +168,7 @@ impl Kernel {
         fib_match: bool,
     ) -> Result<netlink_packet_route::route::RouteMessage, OpError> {
         let request = RouteNetlinkMessage::GetRoute(message::lookup(ip, fib_match));
-        let answer = self
-            .requests
-            .query(request)
-            .map_err(|error| OpError::Other(format!("netlink: {error}")))?;
+        let answer = self.requests.query(request).map_err(failed)?;
         match answer {
             Ok(RouteNetlinkMessage::NewRoute(route)) => Ok(route),
             Ok(_) => Err(OpError::Other("netlink: not a route".to_owned())),

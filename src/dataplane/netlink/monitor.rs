@@ -30,8 +30,10 @@ pub enum Notice {
         link: IfIndex,
         ip: IpAddr,
     },
-    /// Somebody changed a route: next hops may resolve otherwise, or one of ours is gone.
+    /// Routes of others changed: next hops may resolve otherwise.
     RoutesChanged,
+    /// Somebody else has added or removed a route with our protocol number.
+    OwnRoutesChanged,
     /// Notifications were lost: everything has to be looked at again.
     Lost,
 }
@@ -39,12 +41,20 @@ pub enum Notice {
 pub struct Monitor {
     socket: Socket,
     buffer: Vec<u8>,
+    protocol: u8,
+}
+
+/// What the messages of one read said about routes: of these only the fact matters.
+#[derive(Default)]
+struct Routes {
+    others: bool,
+    ours: bool,
 }
 
 impl Monitor {
     /// `own_port` is the socket whose changes are not reported back: a full table would be an
     /// echo of a million messages.
-    pub(super) fn open(own_port: u32) -> io::Result<Self> {
+    pub(super) fn open(own_port: u32, protocol: u8) -> io::Result<Self> {
         let mut socket = open_socket()?;
         ignore_port(&socket, own_port)?;
         socket.bind(&SocketAddr::new(0, 0))?;
@@ -52,18 +62,19 @@ impl Monitor {
             socket.add_membership(group)?;
         }
         socket.set_non_blocking(true)?;
-        Ok(Self { socket, buffer: vec![0; 64 << 10] })
+        Ok(Self { socket, buffer: vec![0; 64 << 10], protocol })
     }
 
     /// Reads what is there. True when there may be more.
     pub fn read(&mut self, out: &mut Vec<Notice>) -> io::Result<bool> {
-        let mut routes_changed = false;
+        let mut routes = Routes::default();
+        let protocol = self.protocol;
         let mut more = true;
         for _ in 0..DATAGRAMS_MAX {
             match self.socket.recv(&mut &mut self.buffer[..], 0) {
                 Ok(len) => split(&self.buffer[..len.min(self.buffer.len())], |header, body| {
                     if let Ok(message) = parse(header, body) {
-                        routes_changed |= notice(&message, out);
+                        notice(&message, protocol, &mut routes, out);
                     }
                 }),
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
@@ -74,8 +85,11 @@ impl Monitor {
                 Err(error) => return Err(error),
             }
         }
-        if routes_changed {
+        if routes.others {
             out.push(Notice::RoutesChanged);
+        }
+        if routes.ours {
+            out.push(Notice::OwnRoutesChanged);
         }
         Ok(more)
     }
@@ -87,8 +101,7 @@ impl AsRawFd for Monitor {
     }
 }
 
-/// True when it was about routes: of these only the fact matters.
-fn notice(message: &RouteNetlinkMessage, out: &mut Vec<Notice>) -> bool {
+fn notice(message: &RouteNetlinkMessage, protocol: u8, routes: &mut Routes, out: &mut Vec<Notice>) {
     match message {
         RouteNetlinkMessage::NewLink(link) => {
             out.extend(LinkState::from_message(link).map(Notice::Link));
@@ -107,10 +120,15 @@ fn notice(message: &RouteNetlinkMessage, out: &mut Vec<Notice>) -> bool {
             let link = IfIndex(neighbor.header.ifindex);
             out.extend(ip.map(|ip| Notice::NeighborFailed { link, ip }));
         }
-        RouteNetlinkMessage::NewRoute(_) | RouteNetlinkMessage::DelRoute(_) => return true,
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            if u8::from(route.header.protocol) == protocol {
+                routes.ours = true;
+            } else {
+                routes.others = true;
+            }
+        }
         _ => {} // other neighbour states
     }
-    false
 }
 
 /// A classic BPF program over the netlink header: drop route messages that carry our port number.

@@ -120,39 +120,33 @@ impl Requests {
         }
     }
 
-    /// All objects of a kind. Messages that cannot be read are left out and counted.
-    pub fn dump(
-        &mut self,
-        message: RouteNetlinkMessage,
-        mut sink: impl FnMut(RouteNetlinkMessage),
-    ) -> io::Result<usize> {
+    /// Begins to list all objects of a kind; nothing else may be asked until the list has ended.
+    pub fn begin_dump(&mut self, message: RouteNetlinkMessage) -> io::Result<()> {
         self.buffer.clear();
         self.push(message, NLM_F_REQUEST | NLM_F_DUMP);
         self.socket.send(&self.buffer, 0)?;
+        Ok(())
+    }
+
+    /// The next datagram of the list. False when it was the last.
+    pub fn continue_dump(&mut self, mut sink: impl FnMut(RouteNetlinkMessage)) -> io::Result<bool> {
         let want = self.sequence;
-        let (mut done, mut unreadable, mut failed) = (false, 0, None);
-        while !done {
-            self.receive(|header, body| {
-                if header.sequence_number != want {
-                    return;
+        let (mut more, mut failed) = (true, 0);
+        self.receive(|header, body| match header.message_type {
+            _ if header.sequence_number != want => {} // of a list that was given up
+            NLMSG_DONE => more = false,
+            NLMSG_ERROR => {
+                more = false;
+                failed = refused(header, body).errno;
+            }
+            // A route too strange to be read is not one of ours.
+            _ => {
+                if let Ok(message) = parse(header, body) {
+                    sink(message);
                 }
-                match header.message_type {
-                    NLMSG_DONE => done = true,
-                    NLMSG_ERROR => {
-                        done = true;
-                        failed = Some(refused(header, body));
-                    }
-                    _ => match parse(header, body) {
-                        Ok(message) => sink(message),
-                        Err(_) => unreadable += 1,
-                    },
-                }
-            })?;
-        }
-        match failed {
-            Some(Refused { errno, .. }) if errno != 0 => Err(io::Error::from_raw_os_error(errno)),
-            Some(_) | None => Ok(unreadable),
-        }
+            }
+        })?;
+        if failed == 0 { Ok(more) } else { Err(io::Error::from_raw_os_error(failed)) }
     }
 
     fn push(&mut self, message: RouteNetlinkMessage, flags: u16) {
