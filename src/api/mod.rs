@@ -1,7 +1,10 @@
 //! Requests into the node and views of its state out of it. Adapters, never a source of truth.
 
+pub mod client;
 pub mod events;
 pub mod request;
+mod server;
+pub mod socket;
 pub mod stream;
 pub mod views;
 
@@ -10,3 +13,7 @@ pub use request::{
     Answer, ApiError, Attach, Call, Caller, ErrorCode, Move, Paging, Reply, Request, RouteFilter,
     Target, channel,
 };
+pub use server::{Server, start};
+
+#[cfg(test)]
+mod tests;
