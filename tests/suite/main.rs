@@ -1,1 +1,4 @@
 //! The one integration binary.
+
+#[path = "../netns/mod.rs"]
+mod netns;
