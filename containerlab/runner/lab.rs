@@ -16,6 +16,7 @@ use super::tls;
 use super::topology::{Role, Topology};
 
 pub struct Lab {
+    pub topology: Topology,
     pub nodes: BTreeMap<String, Running>,
     pub folder: PathBuf,
     /// Last, because it is dropped last.
@@ -27,6 +28,9 @@ pub struct Running {
     pub daemons: Vec<Daemon>,
     pub namespace: Namespace,
 }
+
+/// Of the interfaces of a lab; above those that namespaces and host.sh give by themselves.
+const FIRST_INDEX: u32 = 101;
 
 /// Labs of one process, so that tests which run side by side do not meet.
 static COUNT: AtomicU32 = AtomicU32::new(0);
@@ -81,10 +85,11 @@ impl Lab {
             let daemons = daemon::of_role(node.role, &namespace)?;
             nodes.insert(name.clone(), Running { role: node.role, daemons, namespace });
         }
-        for [a, b] in &topology.links {
+        for ([a, b], index) in topology.links.iter().zip((FIRST_INDEX..).step_by(2)) {
             namespace::link(
                 (&nodes[&a.node].namespace, &a.interface),
                 (&nodes[&b.node].namespace, &b.interface),
+                index,
             )?;
         }
         for (name, node) in &topology.nodes {
@@ -92,7 +97,7 @@ impl Lab {
                 nodes[name].namespace.sh(script)?;
             }
         }
-        Ok(Self { nodes, folder, _guard: guard })
+        Ok(Self { topology, nodes, folder, _guard: guard })
     }
 
     pub fn with_role(&self, role: Role) -> impl Iterator<Item = &str> {
@@ -130,6 +135,13 @@ impl Lab {
         namespace::run(birdc.args(["-r", "-s", "/run/bird/bird.ctl"]).args(command.split(' ')))
     }
 
+    pub fn gobgp_json(&self, node: &str, command: &str) -> Result<Value> {
+        let mut gobgp = self.namespace(node)?.command("gobgp");
+        let text = namespace::run(gobgp.arg("-j").args(command.split(' ')))?;
+        // Where there is nothing to tell it answers in prose.
+        Ok(serde_json::from_str(&text).unwrap_or(Value::Null))
+    }
+
     /// The states of the BGP sessions of a node by neighbour, as its own tools tell them.
     pub fn bgp_sessions(&self, node: &str) -> Result<BTreeMap<String, bool>> {
         match self.nodes.get(node).map(|running| running.role) {
@@ -148,6 +160,17 @@ impl Lab {
                     .map(|line| line.split_whitespace().collect::<Vec<_>>())
                     .filter(|cells| cells.get(1) == Some(&"BGP"))
                     .map(|cells| (cells[0].to_owned(), cells.contains(&"Established")))
+                    .collect())
+            }
+            Some(Role::Gobgp) => {
+                let peers = self.gobgp_json(node, "neighbor")?;
+                let peers = peers.as_array().ok_or("no list of neighbours")?;
+                Ok(peers
+                    .iter()
+                    .map(|peer| {
+                        let address = peer["state"]["neighbor_address"].as_str().unwrap_or("?");
+                        (address.to_owned(), peer["state"]["session_state"] == 6)
+                    })
                     .collect())
             }
             other => Err(format!("{node}: {other:?} has no BGP sessions to ask for").into()),

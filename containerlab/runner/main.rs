@@ -2,13 +2,16 @@
 //! veth pairs and the FRR, BIRD and GoBGP of this machine.
 
 mod daemon;
+mod demo;
 mod guard;
 mod lab;
 mod namespace;
 mod outside;
+mod scene;
 mod signals;
 mod tls;
 mod topology;
+mod traffic;
 
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
@@ -38,6 +41,8 @@ enum Command {
         #[arg(long)]
         no_killick: bool,
     },
+    /// Let the hosts of a lab roam under traffic, and tell what it did to them.
+    Demo { lab: String },
     /// Run a command in a node of a lab that another `lab` keeps up.
     Exec {
         lab: String,
@@ -54,6 +59,7 @@ enum Command {
 fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Up { lab, no_killick } => up(&lab, no_killick),
+        Command::Demo { lab } => demo::run(&lab),
         Command::Exec { lab, node, command } => exec(&lab, &node, &command),
         Command::Certs { lab } => certs(&lab),
         Command::Clean => outside::clean(),

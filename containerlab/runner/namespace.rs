@@ -99,6 +99,19 @@ impl Namespace {
             .map_err(|e| format!("{}: {e}", self.name).into())
     }
 
+    /// Calls `make` with the network of this node around it, and comes back: a socket that it makes
+    /// stays in there. A thread of its own, because a thread is what is in a namespace.
+    pub fn inside<T: Send>(&self, make: impl FnOnce() -> Result<T> + Send) -> Result<T> {
+        let net = self.net.as_raw_fd();
+        std::thread::scope(|scope| {
+            let thread = scope.spawn(move || {
+                enter(net, libc::CLONE_NEWNET)?;
+                make()
+            });
+            thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+        })
+    }
+
     /// Where a path of the container is on this machine.
     pub fn path(&self, of_container: &str) -> PathBuf {
         inside(&self.folder, Path::new(of_container))
@@ -126,16 +139,17 @@ pub fn entering(net: RawFd, mounts: RawFd, program: &str) -> Command {
     command
 }
 
-/// One veth pair; both ends up, as containerlab leaves them.
-pub fn link(a: (&Namespace, &str), b: (&Namespace, &str)) -> Result<()> {
-    let (a, b) = ((&a.0.name, a.1), (&b.0.name, b.1));
-    // 9500 octets is containerlab's default.
-    run(Command::new("ip").args([
-        "link", "add", a.1, "mtu", "9500", "netns", a.0, "type", "veth", "peer", "name", b.1,
-        "mtu", "9500", "netns", b.0,
-    ]))?;
+/// One veth pair; both ends up, as containerlab leaves them. `index` and the next one become the
+/// interface indices: the kernel hurries a change of carrier to whoever waits for it only where
+/// those of the two ends differ, which new namespaces, counting from 1 each, do not ensure.
+pub fn link(a: (&Namespace, &str), b: (&Namespace, &str), index: u32) -> Result<()> {
+    let (indices, mtu) = ([index.to_string(), (index + 1).to_string()], "9500");
+    run(Command::new("ip")
+        .args(["link", "add", a.1, "index", &indices[0], "mtu", mtu, "netns", &a.0.name])
+        .args(["type", "veth", "peer", "name", b.1, "index", &indices[1], "mtu", mtu])
+        .args(["netns", &b.0.name]))?;
     for (namespace, interface) in [a, b] {
-        run(Command::new("ip").args(["-n", namespace, "link", "set", interface, "up"]))?;
+        run(Command::new("ip").args(["-n", &namespace.name, "link", "set", interface, "up"]))?;
     }
     Ok(())
 }

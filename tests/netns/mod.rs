@@ -9,12 +9,17 @@ mod guard;
 mod lab;
 #[path = "../../containerlab/runner/namespace.rs"]
 mod namespace;
+#[path = "../../containerlab/runner/scene.rs"]
+mod scene;
 #[path = "../../containerlab/runner/tls.rs"]
 mod tls;
 #[path = "../../containerlab/runner/topology.rs"]
 mod topology;
+#[path = "../../containerlab/runner/traffic.rs"]
+mod traffic;
 
 mod core;
+mod instruments;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
