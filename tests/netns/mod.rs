@@ -20,6 +20,7 @@ mod traffic;
 
 mod core;
 mod instruments;
+mod topologies;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -28,10 +29,14 @@ fn may_build_labs() -> bool {
     // SAFETY: a system call without arguments.
     let root = unsafe { libc::geteuid() } == 0;
     if !root {
-        // Past the capture of the test harness, so that a skipped test is seen to be skipped.
-        let line = b"SKIPPED: tests in network namespaces need root\n";
-        // SAFETY: the buffer is live and its length is right.
-        unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
+        skip("a test in network namespaces needs root");
     }
     root
+}
+
+/// Past the capture of the test harness, so that a skipped test is seen to be skipped.
+fn skip(why: &str) {
+    let line = format!("SKIPPED: {why}\n");
+    // SAFETY: the buffer is live and its length is right.
+    unsafe { libc::write(2, line.as_ptr().cast(), line.len()) };
 }
