@@ -15,7 +15,7 @@ use super::daemon::killick_program;
 use super::lab::{Lab, wait_until};
 use super::namespace;
 use super::scene::{CORRESPONDENT, Scene};
-use super::signals::Signals;
+use super::signals;
 use super::topology::Role;
 use super::traffic::{Flows, Plan, Report, Transfer, now_ns};
 
@@ -33,8 +33,7 @@ const TRANSFER_PORT: u16 = 19_999;
 const FLOWS_PER_HOST: usize = 4;
 
 pub fn run(name: &str) -> Result<()> {
-    // Ctrl-C ends the program by its thread; the lab is removed on the way.
-    let _signals = Signals::catch()?;
+    signals::exit_on_signal()?;
     let started = Instant::now();
     let lab = Lab::up(name, true)?;
     let scene = Scene::of(&lab)?;

@@ -7,20 +7,21 @@ mod guard;
 mod lab;
 mod namespace;
 mod outside;
+mod probe;
 mod scene;
 mod signals;
 mod tls;
 mod topology;
 mod traffic;
 
+use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
 use std::process::ExitCode;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use clap::{Parser, Subcommand};
 
 use lab::Lab;
-use signals::Signals;
 use topology::Topology;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
@@ -50,6 +51,21 @@ enum Command {
         #[arg(trailing_var_arg = true, required = true)]
         command: Vec<String>,
     },
+    /// Send a numbered UDP packet at each step of a pace.
+    Send {
+        to: SocketAddr,
+        #[arg(long, default_value_t = 1000)]
+        pace_us: u64,
+        #[arg(long, default_value_t = 10)]
+        seconds: u64,
+    },
+    /// Receive what `send` sends, and tell what was lost and how long it was silent.
+    Recv {
+        at: SocketAddr,
+        /// Silence that ends it.
+        #[arg(long, default_value_t = 3000)]
+        idle_ms: u64,
+    },
     /// Write certificates to containerlab/<lab>/tls for a deployment by containerlab.
     Certs { lab: String },
     /// Remove what runners that no longer exist left behind.
@@ -61,6 +77,10 @@ fn main() -> ExitCode {
         Command::Up { lab, no_killick } => up(&lab, no_killick),
         Command::Demo { lab } => demo::run(&lab),
         Command::Exec { lab, node, command } => exec(&lab, &node, &command),
+        Command::Send { to, pace_us, seconds } => {
+            probe::send(to, Duration::from_micros(pace_us), seconds)
+        }
+        Command::Recv { at, idle_ms } => probe::recv(at, Duration::from_millis(idle_ms)),
         Command::Certs { lab } => certs(&lab),
         Command::Clean => outside::clean(),
     };
@@ -74,7 +94,7 @@ fn main() -> ExitCode {
 }
 
 fn up(name: &str, no_killick: bool) -> Result<()> {
-    let signals = Signals::catch()?;
+    let interrupt = signals::receiver()?;
     let started = Instant::now();
     let lab = Lab::up(name, !no_killick)?;
     println!(
@@ -83,7 +103,7 @@ fn up(name: &str, no_killick: bool) -> Result<()> {
         lab.folder.display()
     );
     println!("commands in a node: lab exec {name} <node> <command>; Ctrl-C removes everything");
-    signals.wait();
+    interrupt.recv()?;
     Ok(())
 }
 

@@ -56,14 +56,14 @@ pub struct Report {
 
 /// When each sequence number was sent, and when which one arrived.
 #[derive(Default)]
-struct Record {
-    sent_ns: Vec<u64>,
-    arrivals: Vec<(u64, u64)>,
+pub struct Record {
+    pub sent_ns: Vec<u64>,
+    pub arrivals: Vec<(u64, u64)>,
 }
 
 impl Record {
     /// On the packets sent in `window`, as far as known now.
-    fn report(&self, window: Range<u64>) -> Report {
+    pub fn report(&self, window: Range<u64>) -> Report {
         let first = self.sent_ns.partition_point(|sent| *sent < window.start) as u64;
         let end = self.sent_ns.partition_point(|sent| *sent < window.end) as u64;
         let mut report = Report { sent: end - first, ..Report::default() };
@@ -172,33 +172,48 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(|e| e.into_inner())
 }
 
+/// What a flow consists of.
+pub struct Packet([u8; PAYLOAD_BYTES]);
+
+impl Packet {
+    pub fn new() -> Self {
+        let mut octets = [0; PAYLOAD_BYTES];
+        octets[..8].copy_from_slice(&MAGIC);
+        Self(octets)
+    }
+
+    pub fn numbered(&mut self, sequence: u64) -> &[u8] {
+        self.0[8..16].copy_from_slice(&sequence.to_be_bytes());
+        &self.0
+    }
+}
+
 fn send_paced(flows: &[Flow], pace: Duration, stop: &AtomicBool) {
     // SAFETY: integers only. The default slack of 50 µs would be added to each pause.
     unsafe { libc::prctl(libc::PR_SET_TIMERSLACK, 1u64) };
-    let mut payload = [0; PAYLOAD_BYTES];
-    payload[..8].copy_from_slice(&MAGIC);
+    let mut packet = Packet::new();
     let start = monotonic_ns();
     let mut sequence: u64 = 0;
     while !stop.load(Ordering::Relaxed) {
         sleep_until(start + sequence * pace.as_nanos() as u64);
-        payload[8..16].copy_from_slice(&sequence.to_be_bytes());
+        let octets = packet.numbered(sequence);
         for flow in flows {
             lock(&flow.record).sent_ns.push(now_ns());
             // A packet that the host itself cannot send is a lost packet.
-            let _ = flow.socket.send_to(&payload, flow.to);
+            let _ = flow.socket.send_to(octets, flow.to);
         }
         sequence += 1;
     }
 }
 
-fn monotonic_ns() -> u64 {
+pub fn monotonic_ns() -> u64 {
     let mut now = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: `now` is live.
     unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &mut now) };
     nanoseconds(now)
 }
 
-fn sleep_until(at_ns: u64) {
+pub fn sleep_until(at_ns: u64) {
     let at = libc::timespec {
         tv_sec: (at_ns / 1_000_000_000).cast_signed(),
         tv_nsec: (at_ns % 1_000_000_000).cast_signed(),
@@ -209,7 +224,7 @@ fn sleep_until(at_ns: u64) {
     };
 }
 
-fn receiving_socket(at: SocketAddr) -> Result<UdpSocket> {
+pub fn receiving_socket(at: SocketAddr) -> Result<UdpSocket> {
     let socket = UdpSocket::bind(at)?;
     socket.set_nonblocking(true)?;
     for (option, value) in [(libc::SO_RCVBUFFORCE, RECEIVE_BUFFER_BYTES), (libc::SO_TIMESTAMPNS, 1)]
@@ -232,7 +247,7 @@ fn receiving_socket(at: SocketAddr) -> Result<UdpSocket> {
 }
 
 /// Everything that waits at the socket: sequence number and the kernel's time of arrival.
-fn receive_all(socket: &UdpSocket, arrivals: &mut Vec<(u64, u64)>) {
+pub fn receive_all(socket: &UdpSocket, arrivals: &mut Vec<(u64, u64)>) {
     let mut payload = [0u8; PAYLOAD_BYTES];
     let mut control = [0u64; 8];
     loop {
