@@ -1,1 +1,12 @@
-//! (being built)
+//! Requests into the node and views of its state out of it. Adapters, never a source of truth.
+
+pub mod events;
+pub mod request;
+pub mod stream;
+pub mod views;
+
+pub use events::Events;
+pub use request::{
+    Answer, ApiError, Attach, Call, Caller, ErrorCode, Move, Paging, Reply, Request, RouteFilter,
+    Target, channel,
+};
