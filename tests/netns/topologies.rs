@@ -44,6 +44,25 @@ fn every_bind_has_its_file() -> Result<()> {
     Ok(())
 }
 
+/// Every killick of every lab would start: no error and no warning in its configuration.
+#[test]
+fn every_killick_configuration_is_clean() -> Result<()> {
+    for file in topologies()? {
+        for (name, node) in &Topology::read(&file)?.nodes {
+            for bind in &node.binds {
+                if bind.source.file_name() != Some("killick.toml".as_ref()) {
+                    continue;
+                }
+                match killick::config::load(&bind.source, &[], false) {
+                    Ok((_, warnings)) => assert!(warnings.list.is_empty(), "{name}:\n{warnings}"),
+                    Err(faults) => panic!("{name}:\n{faults}"),
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
 /// containerlab's own schema, which is stricter than containerlab. It is not part of this
 /// repository: `CLAB_SCHEMA` names a copy, and `make deps` then fetches the validator.
 #[test]
