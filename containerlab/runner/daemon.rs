@@ -20,7 +20,7 @@ pub struct Daemon {
     /// Exists in the container when the daemon takes commands.
     socket: &'static str,
     log: PathBuf,
-    child: Option<Child>,
+    pub child: Option<Child>,
 }
 
 /// The daemons of a role in the order in which they start.

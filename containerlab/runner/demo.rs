@@ -221,14 +221,27 @@ fn one_move(
     Ok(rows)
 }
 
-/// The timeline of the node's last move as text, and its phases in microseconds.
+/// The timeline of the node's last move as text, and its phases: microseconds from the step before,
+/// and `total` up to the last one.
 fn trace(lab: &Lab, anchor: &str, mn: &str) -> Result<(String, Map<String, Value>)> {
     let killick = killick_program()?;
     let namespace = lab.namespace(anchor)?;
     let text = namespace::run(namespace.command(&killick).args(["trace", mn]))?;
     let told = namespace::run(namespace.command(&killick).args(["trace", mn, "-o", "json"]))?;
     let told: Value = serde_json::from_str(&told)?;
-    let phases = told["phases"].as_object().cloned().ok_or("the trace has no phases")?;
+    // Newest first; the older ones are of older moves.
+    let newest = told.as_array().or(told["traces"].as_array()).and_then(|traces| traces.first());
+    let newest = newest.ok_or("the trace is empty")?;
+    let mut phases = Map::new();
+    let mut before = 0;
+    for step in newest["steps"].as_array().into_iter().flatten() {
+        if let (Some(phase), Some(at)) = (step["phase"].as_str(), step["at-us"].as_u64()) {
+            let sum = phases.get(phase).and_then(Value::as_u64).unwrap_or(0) + (at - before);
+            phases.insert(phase.to_owned(), json!(sum));
+            before = at;
+        }
+    }
+    phases.insert("total".to_owned(), json!(before));
     Ok((text, phases))
 }
 

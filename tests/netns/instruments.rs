@@ -93,6 +93,8 @@ fn a_move_by_hand_is_told_by_flows_and_routers() -> Result<()> {
     let scene = Scene::of(&lab)?;
     assert_eq!(scene.anchors.keys().collect::<Vec<_>>(), ["a", "b", "c"]);
     assert_eq!(scene.hosts["h1"].ports["c"], "eth3");
+    assert_eq!(scene.hosts["h1"].mac, "02:00:00:00:01:01");
+    assert_eq!(scene.mode, "distributed");
     let mut anchors = Vec::new();
     for (name, anchor) in &scene.anchors {
         anchors.push(ByHand::start(&lab, name, anchor.fe_e[0])?);

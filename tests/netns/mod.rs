@@ -20,6 +20,8 @@ mod traffic;
 
 mod core;
 mod instruments;
+mod relocation;
+mod stage;
 mod topologies;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
