@@ -2,3 +2,5 @@
 
 mod bgp_malformed;
 mod netns_anchor;
+#[path = "../netns/mod.rs"]
+mod netns;
