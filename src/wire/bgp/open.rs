@@ -183,7 +183,8 @@ mod tests {
             body[at..at + octets.len()].copy_from_slice(octets);
             body
         };
-        let rows: &[(&str, Vec<u8>, u8, u8, &[u8])] = &[
+        type Row = (&'static str, Vec<u8>, u8, u8, &'static [u8]);
+        let rows: &[Row] = &[
             ("version 3", patch(0, &[3]), 2, 1, &[0, 4]),
             ("AS 0", patch(1, &[0, 0]), 2, 2, &[]),
             ("four-octet AS 0", with_parameters(&[2, 6, 65, 4, 0, 0, 0, 0]), 2, 2, &[]),
