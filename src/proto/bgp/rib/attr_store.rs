@@ -8,9 +8,10 @@ use std::net::{IpAddr, Ipv4Addr};
 use foldhash::fast::FixedState;
 use hashbrown::HashMap;
 
+use super::RibConfig;
 use super::index::Index;
 use crate::wire::bgp::attributes::{NO_ADVERTISE, NO_EXPORT, NO_EXPORT_SUBCONFED};
-use crate::wire::bgp::{AsPath, AsSegment, Attributes, NextHop};
+use crate::wire::bgp::{AsPath, AsSegment, Attributes, NextHop, RawAttribute};
 
 pub(super) type AttrId = u32;
 
@@ -63,27 +64,27 @@ pub(super) struct AttrStore {
     index: Index,
     hasher: FixedState,
     sets_max: usize,
+    octets_max: usize,
+    /// Memory of all sets, nearly.
+    octets: usize,
     pub next_hops: NextHops,
     cache: BlockCache,
 }
 
 impl AttrStore {
-    pub(super) fn new(
-        local_as: u32,
-        router_id: Ipv4Addr,
-        cluster_id: Ipv4Addr,
-        sets_max: usize,
-        seed: u64,
-    ) -> Self {
+    pub(super) fn new(config: &RibConfig) -> Self {
+        let seed = config.seed;
         Self {
-            local_as,
-            router_id,
-            cluster_id,
+            local_as: config.local_as,
+            router_id: config.router_id,
+            cluster_id: config.cluster_id,
             slots: Vec::new(),
             free: Vec::new(),
             index: Index::new(),
             hasher: FixedState::with_seed(seed),
-            sets_max,
+            sets_max: config.attribute_sets_max,
+            octets_max: config.attribute_octets_max,
+            octets: 0,
             next_hops: NextHops::new(seed),
             cache: BlockCache::new(seed),
         }
@@ -123,7 +124,8 @@ impl AttrStore {
     #[cold]
     fn remove(&mut self, id: AttrId) {
         let slot = &mut self.slots[id as usize];
-        slot.attributes = None;
+        let attributes = slot.attributes.take();
+        self.octets -= attributes.as_deref().map_or(0, octets_of);
         slot.version = slot.version.wrapping_add(1);
         let (hash, next_hop) = (slot.hash, slot.key.next_hop);
         self.index.remove(hash, id);
@@ -153,9 +155,11 @@ impl AttrStore {
             self.retain(id);
             return Some(id);
         }
-        if self.len() >= self.sets_max {
+        let octets = octets_of(&attributes);
+        if self.len() >= self.sets_max || self.octets + octets > self.octets_max {
             return None;
         }
+        self.octets += octets;
         let key = self.make_key(&attributes);
         let slot = AttrSlot {
             attributes: Some(Box::new(attributes)),
@@ -235,6 +239,25 @@ impl AttrStore {
             self.release(forgotten);
         }
     }
+}
+
+/// What a set takes here, without the allocator's own.
+fn octets_of(a: &Attributes) -> usize {
+    let segments = a.as_path.0.iter().map(|segment| match segment {
+        AsSegment::Set(list)
+        | AsSegment::Sequence(list)
+        | AsSegment::ConfedSequence(list)
+        | AsSegment::ConfedSet(list) => size_of::<AsSegment>() + size_of_val(&list[..]),
+    });
+    let unknown = a.unknown.iter().map(|raw| size_of::<RawAttribute>() + raw.value.len());
+    size_of::<AttrSlot>()
+        + size_of::<Attributes>()
+        + segments.sum::<usize>()
+        + unknown.sum::<usize>()
+        + size_of_val(&a.communities[..])
+        + size_of_val(&a.cluster_list[..])
+        + size_of_val(&a.extended_communities[..])
+        + size_of_val(&a.large_communities[..])
 }
 
 fn contains_as(path: &AsPath, wanted: u32) -> bool {

@@ -10,8 +10,6 @@ pub(super) trait Addr: Copy + Eq + std::fmt::Debug {
     /// Appends the prefixes of an NLRI field, host bits cleared. False (and nothing certain about
     /// `out`) when the field is malformed.
     fn parse(octets: &[u8], out: &mut Vec<Key<Self>>) -> bool;
-    /// Length octet and as many address octets as it needs (RFC 4271 §4.3).
-    fn push_nlri(self, len: u8, out: &mut Vec<u8>);
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,17 +82,6 @@ impl Addr for u32 {
         }
         true
     }
-
-    #[inline]
-    fn push_nlri(self, len: u8, out: &mut Vec<u8>) {
-        let octets = self.to_be_bytes();
-        if len == 32 {
-            out.extend_from_slice(&[32, octets[0], octets[1], octets[2], octets[3]]);
-        } else {
-            out.push(len);
-            out.extend_from_slice(&octets[..usize::from(len).div_ceil(8)]);
-        }
-    }
 }
 
 impl Addr for [u8; 16] {
@@ -137,11 +124,6 @@ impl Addr for [u8; 16] {
         }
         true
     }
-
-    fn push_nlri(self, len: u8, out: &mut Vec<u8>) {
-        out.push(len);
-        out.extend_from_slice(&self[..usize::from(len).div_ceil(8)]);
-    }
 }
 
 #[cfg(test)]
@@ -149,17 +131,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn nlri_is_parsed_masked_and_written_back() {
+    fn nlri_is_parsed_and_masked() {
         let octets = [32, 10, 0, 0, 1, 0, 20, 10, 1, 0xff, 8, 10];
         let mut keys = Vec::new();
         assert!(u32::parse(&octets, &mut keys));
         let text: Vec<String> = keys.iter().map(|k| k.prefix().to_string()).collect();
         assert_eq!(text, ["10.0.0.1/32", "0.0.0.0/0", "10.1.240.0/20", "10.0.0.0/8"]);
-        let mut back = Vec::new();
-        for k in &keys {
-            k.addr.push_nlri(k.len, &mut back);
-        }
-        assert_eq!(back, [32, 10, 0, 0, 1, 0, 20, 10, 1, 0xf0, 8, 10]);
 
         let mut keys = Vec::new();
         assert!(<[u8; 16]>::parse(&[61, 0x20, 1, 0xd, 0xb8, 0, 0, 0, 0xff, 0], &mut keys));

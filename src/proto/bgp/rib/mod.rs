@@ -55,6 +55,9 @@ pub struct RibConfig {
     pub routes_max: usize,
     /// Different attribute sets. A route with a new one beyond is refused (treated as withdrawn) and counted.
     pub attribute_sets_max: usize,
+    /// Memory of all sets together, so that a few peers cannot fill it with long ones. At the limit the
+    /// same happens.
+    pub attribute_octets_max: usize,
 }
 
 impl RibConfig {
@@ -66,14 +69,17 @@ impl RibConfig {
             seed,
             routes_max: ROUTES_MAX,
             attribute_sets_max: ATTRIBUTE_SETS_MAX,
+            attribute_octets_max: ATTRIBUTE_OCTETS_MAX,
         }
     }
 }
 
 /// Default of [`RibConfig::routes_max`]: some 60 octets each, so about 0.5 GB for IPv4.
 pub const ROUTES_MAX: usize = 8_000_000;
-/// Default of [`RibConfig::attribute_sets_max`]: some 400 octets each.
+/// Default of [`RibConfig::attribute_sets_max`]: as many nodes may be moving at the same time.
 pub const ATTRIBUTE_SETS_MAX: usize = 2_000_000;
+/// Default of [`RibConfig::attribute_octets_max`]: that many sets of usual length, some 400 octets.
+pub const ATTRIBUTE_OCTETS_MAX: usize = 1 << 30;
 
 /// A good budget for [`Rib::flush`]: some milliseconds on an old core.
 pub const FLUSH_BUDGET: usize = 32_768;
@@ -243,13 +249,7 @@ macro_rules! on_table {
 
 impl Rib {
     pub fn new(config: RibConfig) -> Self {
-        let attrs = AttrStore::new(
-            config.local_as,
-            config.router_id,
-            config.cluster_id,
-            config.attribute_sets_max,
-            config.seed,
-        );
+        let attrs = AttrStore::new(&config);
         Self {
             v4: Table::new(config.seed),
             v6: Table::new(config.seed ^ 6),
@@ -281,63 +281,66 @@ impl Rib {
             let old = &p.info;
             (old.kind, old.router_id, old.addr) != (info.kind, info.router_id, info.addr)
         });
-        if is_other {
-            // Paths are judged by whom they came from: what is stale is another peer's.
-            self.forget_paths(peer);
+        for family in Family::ALL {
+            // Paths are judged by whom they came from: what is left of another peer goes first.
+            if is_other || !info.negotiated.has(family) {
+                on_table!(self, family, |table| {
+                    table.start_sweep(peer.0);
+                    table.finish_sweep(&mut self.shared, peer.0);
+                });
+            }
         }
         let negotiated = info.negotiated;
         let group = self.shared.peers.set_up(peer, info);
         self.encoder.forget();
-        for family in Family::ALL {
-            if negotiated.has(family) {
-                on_table!(self, family, |table| table.join(peer.0, group));
-            } else {
-                self.remove_paths(peer, family, false);
-            }
+        for family in Family::ALL.into_iter().filter(|f| negotiated.has(*f)) {
+            on_table!(self, family, |table| table.join(peer.0, group));
         }
     }
 
     /// The session went down. Paths of the families in `keep_stale` are kept until
     /// [`Self::sweep_stale`] (RFC 4724 §4.2); those that were stale already go (§4.2, consecutive restarts).
+    /// Other paths are removed little by little, by [`Self::flush`], unless a new session repeats them first.
     pub fn peer_down(&mut self, peer: PeerId, keep_stale: &[Family]) {
         if self.shared.peers.get(peer).is_none() {
             return;
         }
         self.shared.peers.set_down(peer);
         for family in Family::ALL {
-            on_table!(self, family, |table| table.leave(&mut self.shared, peer.0));
             let keep = keep_stale.contains(&family);
-            self.remove_paths(peer, family, keep);
-            if keep {
-                on_table!(self, family, |table| table.mark_stale(peer.0));
-            }
+            on_table!(self, family, |table| {
+                table.leave(&mut self.shared, peer.0);
+                if keep {
+                    table.start_sweep(peer.0);
+                    table.finish_sweep(&mut self.shared, peer.0);
+                }
+                table.mark_stale(&mut self.shared, peer.0);
+                if !keep {
+                    table.start_sweep(peer.0);
+                }
+            });
             if let Some(p) = self.shared.peers.get_mut(peer) {
                 p.restarting[slot(family)] = keep && p.paths[slot(family)] > 0;
             }
         }
     }
 
-    fn forget_paths(&mut self, peer: PeerId) {
-        for family in Family::ALL {
-            self.remove_paths(peer, family, false);
-        }
-    }
-
-    fn remove_paths(&mut self, peer: PeerId, family: Family, stale_only: bool) -> usize {
-        if self.peer_paths(peer, family) == 0 {
-            return 0; // no walk for a peer that has none
-        }
-        on_table!(self, family, |table| table.remove_peer(&mut self.shared, peer.0, stale_only))
-    }
-
-    /// Ends graceful restart, at End-of-RIB or when the timer ran out: what is still stale goes.
-    /// Returns how many paths.
+    /// Ends graceful restart, at End-of-RIB or when the timer ran out: what is still stale goes, by
+    /// [`Self::flush`]. Returns how many paths.
     pub fn sweep_stale(&mut self, peer: PeerId, family: Family) -> usize {
         let Some(p) = self.shared.peers.get_mut(peer) else { return 0 };
         if !std::mem::take(&mut p.restarting[slot(family)]) {
             return 0;
         }
-        self.remove_paths(peer, family, true)
+        self.start_sweep(peer, family)
+    }
+
+    fn start_sweep(&mut self, peer: PeerId, family: Family) -> usize {
+        let stale = self.shared.peers.stale(peer.0, family);
+        if stale > 0 {
+            on_table!(self, family, |table| table.start_sweep(peer.0));
+        }
+        stale
     }
 
     /// The peer asks for everything again (RFC 2918). Framed by BoRR and EoRR when negotiated.
@@ -356,19 +359,21 @@ impl Rib {
         if p.restarting[slot(family)] {
             return false;
         }
-        if p.paths[slot(family)] > 0 {
-            on_table!(self, family, |table| table.mark_stale(peer.0));
-        }
+        on_table!(self, family, |table| {
+            // What a former session left must not be mistaken for what this refresh repeats.
+            table.finish_sweep(&mut self.shared, peer.0);
+            table.mark_stale(&mut self.shared, peer.0);
+        });
         true
     }
 
-    /// What the peer has not repeated since BoRR goes. Returns how many paths.
+    /// What the peer has not repeated since BoRR goes, by [`Self::flush`]. Returns how many paths.
     pub fn handle_eorr(&mut self, peer: PeerId, family: Family) -> usize {
         let Some(p) = self.shared.peers.get_up(peer) else { return 0 };
         if p.restarting[slot(family)] {
             return 0;
         }
-        self.remove_paths(peer, family, true)
+        self.start_sweep(peer, family)
     }
 
     /// Announces a route of our own, or changes its attributes; it is best by definition. False when a
@@ -439,6 +444,8 @@ impl Rib {
     pub fn has_pending(&self) -> bool {
         !self.v4.dirty.is_empty()
             || !self.v6.dirty.is_empty()
+            || self.v4.is_sweeping()
+            || self.v6.is_sweeping()
             || self.v4.lagging.iter().chain(&self.v6.lagging).any(|l| {
                 l.has_work() && self.shared.peers.get(PeerId(l.peer)).is_some_and(|p| !p.congested)
             })
@@ -446,20 +453,22 @@ impl Rib {
 
     /// Hands out what peers are to be told: each `Bytes` is one or several whole messages, to be sent
     /// in order. At most about `budget` prefixes are processed; call again while [`Self::has_pending`].
-    /// News go before backlogs, but backlogs always get a share.
+    /// News go before the removal of stale paths and before backlogs, which always get a share.
     pub fn flush(&mut self, budget: usize, send: &mut dyn FnMut(PeerId, Bytes)) {
         let budget = budget.max(4);
         let (sh, encoder) = (&mut self.shared, &mut self.encoder);
-        let mut left = budget;
-        left -= self.v4.flush_dirty(sh, encoder, left, send);
-        left -= self.v6.flush_dirty(sh, encoder, left, send);
+        let share = budget / 4;
+        let mut left = budget - self.v4.flush_dirty(sh, encoder, budget, send);
+        left -= self.v6.flush_dirty(sh, encoder, left.max(share), send).min(left);
+        self.v4.run_sweeps(sh, budget);
+        self.v6.run_sweeps(sh, budget);
         if self.v4.lagging.is_empty() && self.v6.lagging.is_empty() {
             return;
         }
-        let mut left = left.max(budget / 4);
-        let settled = self.v4.dirty.is_empty();
+        let mut left = left.max(share);
+        let settled = self.v4.dirty.is_empty() && !self.v4.is_sweeping();
         left -= self.v4.flush_lagging(sh, encoder, left.div_ceil(2), settled, send).min(left);
-        let settled = self.v6.dirty.is_empty();
+        let settled = self.v6.dirty.is_empty() && !self.v6.is_sweeping();
         self.v6.flush_lagging(sh, encoder, left, settled, send);
     }
 

@@ -47,6 +47,8 @@ pub(super) struct Peer {
     pub group: usize,
     /// Per family.
     pub paths: [usize; 2],
+    /// Of them, those that a former session left, or that a refresh has not repeated yet.
+    pub stale: [usize; 2],
     /// Stale paths of a restart are waiting for End-of-RIB: a BoRR before it is ignored (RFC 7313 §4).
     pub restarting: [bool; 2],
     pub accept_all: [bool; 2],
@@ -248,6 +250,17 @@ impl Peers {
         }
     }
 
+    pub(super) fn stale(&self, peer: u16, family: Family) -> usize {
+        self.get(PeerId(peer)).map_or(0, |p| p.stale[slot(family)])
+    }
+
+    /// A stale path of the peer was repeated or removed.
+    pub(super) fn count_stale_less(&mut self, peer: u16, family: Family) {
+        if let Some(p) = self.get_mut(PeerId(peer)) {
+            p.stale[slot(family)] -= 1;
+        }
+    }
+
     /// Puts the peer into its group and returns the group's number.
     pub(super) fn set_up(&mut self, peer: PeerId, info: PeerInfo) -> usize {
         let class_key = (info.negotiated, info.import.local_pref);
@@ -275,9 +288,9 @@ impl Peers {
             self.list.resize_with(at + 1, || None);
         }
         let accept_all = Family::ALL.map(|f| info.import.filter.permits_all(f));
-        let (paths, restarting) = match &self.list[at] {
-            Some(old) => (old.paths, old.restarting),
-            None => ([0; 2], [false; 2]),
+        let (paths, stale, restarting) = match &self.list[at] {
+            Some(old) => (old.paths, old.stale, old.restarting),
+            None => ([0; 2], [0; 2], [false; 2]),
         };
         self.list[at] = Some(Peer {
             info,
@@ -286,6 +299,7 @@ impl Peers {
             class: class as u32,
             group,
             paths,
+            stale,
             restarting,
             accept_all,
         });

@@ -138,6 +138,12 @@ impl Shared {
     }
 }
 
+#[derive(Clone, Copy, Debug)]
+struct Sweep {
+    peer: u16,
+    next: u32,
+}
+
 #[derive(Debug)]
 pub(super) struct Table<A> {
     pub slab: Slab<Entry<A>>,
@@ -153,6 +159,8 @@ pub(super) struct Table<A> {
     /// Peers that have not been told everything, ascending.
     pub lagging: Vec<Lagging>,
     pub next_lagging: usize,
+    /// Peers whose stale paths are being removed, and how far the walk is.
+    sweeps: Vec<Sweep>,
     /// Paths of all prefixes together.
     pub paths: usize,
     /// Entries with a usable path.
@@ -172,6 +180,7 @@ impl<A: Addr> Table<A> {
             members: Vec::new(),
             lagging: Vec::new(),
             next_lagging: 0,
+            sweeps: Vec::new(),
             paths: 0,
             best: 0,
             batch: Batch::new(),
@@ -288,7 +297,10 @@ impl<A: Addr> Table<A> {
         if e.attrs == NIL {
             self.set_first(sh, id, path);
         } else if e.peer == peer {
-            e.set_flag(STALE, false);
+            if e.flags & STALE != 0 {
+                e.flags &= !STALE;
+                sh.peers.count_stale_less(peer, A::FAMILY);
+            }
             if e.attrs != attrs {
                 let old = std::mem::replace(&mut e.attrs, attrs);
                 sh.attrs.retain(attrs);
@@ -330,6 +342,9 @@ impl<A: Addr> Table<A> {
             self.slab[id].more = self.nodes.insert(Node { path, next });
         } else {
             let old = std::mem::replace(&mut self.nodes[at].path, path);
+            if old.stale {
+                sh.peers.count_stale_less(path.peer, A::FAMILY);
+            }
             if old.attrs == path.attrs {
                 return;
             }
@@ -347,7 +362,9 @@ impl<A: Addr> Table<A> {
         if e.attrs == NIL {
             return false;
         }
+        let was_stale;
         if e.peer == peer {
+            was_stale = e.flags & STALE != 0;
             let gone = e.attrs;
             if e.more == NIL {
                 e.attrs = NIL;
@@ -371,6 +388,7 @@ impl<A: Addr> Table<A> {
                 return false;
             }
             let node = self.nodes[at];
+            was_stale = node.path.stale;
             self.nodes.free(at);
             if before == NIL {
                 self.slab[id].more = node.next;
@@ -384,6 +402,9 @@ impl<A: Addr> Table<A> {
             }
         }
         sh.peers.count_path(peer, A::FAMILY, -1);
+        if was_stale {
+            sh.peers.count_stale_less(peer, A::FAMILY);
+        }
         self.paths -= 1;
         true
     }
@@ -477,20 +498,48 @@ impl<A: Addr> Table<A> {
         sh.prefixes -= 1;
     }
 
-    /// Removes all (or only the stale) paths of a peer. Returns how many.
-    pub(super) fn remove_peer(&mut self, sh: &mut Shared, peer: u16, stale_only: bool) -> usize {
-        let mut removed = 0;
-        for id in 0..self.slab.end() {
-            if self.slab[id].is_free() {
-                continue;
+    /// Begins to remove the stale paths of a peer; [`Self::run_sweeps`] goes on with it.
+    pub(super) fn start_sweep(&mut self, peer: u16) {
+        match self.sweeps.iter_mut().find(|s| s.peer == peer) {
+            Some(sweep) => sweep.next = 0,
+            None => self.sweeps.push(Sweep { peer, next: 0 }),
+        }
+    }
+
+    pub(super) fn is_sweeping(&self) -> bool {
+        !self.sweeps.is_empty()
+    }
+
+    /// Looks at no more than about `budget` entries. A peer's sweep is over when none of its paths
+    /// is stale, which after a restart that lost nothing is at once.
+    pub(super) fn run_sweeps(&mut self, sh: &mut Shared, budget: usize) {
+        let Some(&Sweep { peer, next }) = self.sweeps.first() else { return };
+        let end = self.slab.end().min(next.saturating_add(budget as u32));
+        self.sweep(sh, peer, next..end);
+        if end == self.slab.end() || sh.peers.stale(peer, A::FAMILY) == 0 {
+            self.sweeps.remove(0);
+        } else {
+            self.sweeps[0].next = end;
+        }
+    }
+
+    /// Removes what a running sweep of this peer has left.
+    pub(super) fn finish_sweep(&mut self, sh: &mut Shared, peer: u16) {
+        if let Some(at) = self.sweeps.iter().position(|s| s.peer == peer) {
+            let sweep = self.sweeps.remove(at);
+            self.sweep(sh, peer, sweep.next..self.slab.end());
+        }
+    }
+
+    fn sweep(&mut self, sh: &mut Shared, peer: u16, range: std::ops::Range<u32>) {
+        for id in range {
+            if sh.peers.stale(peer, A::FAMILY) == 0 {
+                return;
             }
-            let is = |p: Path| p.peer == peer && (p.stale || !stale_only);
-            if self.has_path(id, is) {
+            if self.has_path(id, |p| p.peer == peer && p.stale) {
                 self.remove_path(sh, id, peer);
-                removed += 1;
             }
         }
-        removed
     }
 
     #[inline]
@@ -499,7 +548,14 @@ impl<A: Addr> Table<A> {
         e.attrs != NIL && (is(e.first_path()) || e.more != NIL && self.paths_of(id).any(is))
     }
 
-    pub(super) fn mark_stale(&mut self, peer: u16) {
+    /// All paths of the peer are stale now.
+    pub(super) fn mark_stale(&mut self, sh: &mut Shared, peer: u16) {
+        let Some(p) = sh.peers.get_mut(PeerId(peer)) else { return };
+        let slot = super::peers::slot(A::FAMILY);
+        p.stale[slot] = p.paths[slot];
+        if p.paths[slot] == 0 {
+            return; // no walk for a peer that has none
+        }
         for id in 0..self.slab.end() {
             let e = &mut self.slab[id];
             if e.is_free() || e.attrs == NIL {

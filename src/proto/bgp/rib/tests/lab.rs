@@ -106,7 +106,7 @@ pub fn bodies(
 /// What a peer heard, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Heard {
-    Announce(Prefix, Attributes),
+    Announce(Prefix, Box<Attributes>),
     Withdraw(Prefix),
     EndOfRib(Family),
     Refresh(RefreshKind, Family),
@@ -158,7 +158,7 @@ impl Router {
             let attributes = update.walk.attributes.clone().unwrap();
             self.table.insert(prefix, attributes.clone());
             self.stale.remove(&prefix);
-            self.heard.push(Heard::Announce(prefix, attributes));
+            self.heard.push(Heard::Announce(prefix, attributes.into()));
         }
     }
 
