@@ -61,6 +61,24 @@ fn a_full_table_refuses_new_prefixes_only() {
     assert_eq!(lab.say(1, &attributes(1), &said[2..], &[]).announced, 1);
 }
 
+#[test]
+fn paths_are_bounded_too() {
+    let mut lab = Lab::with(RibConfig { paths_max: 3, ..config() });
+    lab.up(1, info(Client, 1));
+    lab.up(2, info(Client, 2));
+    let all = [p("10.0.0.1/32"), p("10.0.0.2/32")];
+    lab.say(1, &attributes(1), &all, &[]);
+    assert_eq!(lab.say(2, &attributes(2), &all, &[]).full, 1);
+    assert_eq!(
+        lab.say(2, &attributes(3), &all[..1], &[]).announced,
+        1,
+        "a replacement is no new path"
+    );
+    assert_eq!(lab.rib.counts(V4).paths, 3);
+    lab.say(1, &attributes(1), &[], &all[1..]);
+    assert_eq!(lab.say(2, &attributes(2), &all, &[]).announced, 2);
+}
+
 /// With the store of sets full, a route with a new set is as withdrawn: its old path is no longer true.
 #[test]
 fn a_full_attribute_store_refuses_new_sets() {
