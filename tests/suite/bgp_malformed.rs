@@ -309,6 +309,20 @@ fn errors_are_kept_up_to_a_limit() {
     assert_eq!((walk.errors.len(), walk.action), (16, Action::AttributeDiscard));
 }
 
+/// Classic fields of a session without IPv4: read, recorded and ignored, like those of any family
+/// that is not in use.
+#[test]
+fn classic_routes_without_ipv4() {
+    let n = Negotiated { ipv4: false, ..IBGP };
+    let attributes = unhex(&[O, P, H, L].concat());
+    let body = update_body(&unhex(N), &attributes, &unhex(N));
+    let update = Update::decode(&body, &n).unwrap();
+    assert!(update.withdrawn.is_empty() && update.nlri.is_empty());
+    assert_eq!(update.walk.errors.len(), 1);
+    assert_eq!(update.walk.errors[0].fault, NotNegotiated);
+    assert_eq!(Update::decode(&update_body(&[], &[], &[]), &n).unwrap().end_of_rib, None);
+}
+
 /// RFC 6793 §4.2.3, through the walk.
 #[test]
 fn old_speakers() {
@@ -419,7 +433,9 @@ fn check_update(body: &[u8], n: &Negotiated, then: Then) -> Result<(), Notificat
     for field in [Some(update.withdrawn), Some(update.nlri), reach, unreach].into_iter().flatten() {
         assert!(n.has(field.family()) || field.is_empty());
         assert_eq!(field.iter().count(), field.count());
-        assert_eq!(field.iter_v4().count() + field.iter_v6().count(), field.count());
+        let v4 = field.iter_v4().map(|(addr, len)| Prefix::V4 { addr, len });
+        let v6 = field.iter_v6().map(|(addr, len)| Prefix::V6 { addr, len });
+        assert!(v4.chain(v6).eq(field.iter()), "the fast way masks as well");
         for prefix in field.iter() {
             assert_eq!(Prefix::new(prefix.addr(), prefix.len()), Some(prefix), "host bits");
         }
@@ -600,7 +616,7 @@ impl Xorshift {
 /// A few random damages each; what both accept, zettabgp reads the same.
 #[test]
 fn mutated_captures() {
-    const ROUNDS: usize = 200_000;
+    const ROUNDS: usize = 120_000;
     let sessions = sessions();
     let mut random = Xorshift(0x9e37_79b9_7f4a_7c15);
     let (mut accepted, mut compared) = (0, 0);

@@ -15,6 +15,7 @@ pub mod notification;
 mod open;
 mod refresh;
 pub mod update;
+mod walk;
 
 pub use attributes::{
     AsPath, AsSegment, Attributes, ExtendedCommunity, LargeCommunity, NextHop, Origin, RawAttribute,
@@ -32,4 +33,5 @@ pub use nlri::{Nlri, NlriError};
 pub use notification::Notification;
 pub use open::{AS_TRANS, Open};
 pub use refresh::{RefreshKind, RouteRefresh};
-pub use update::{Action, AttributeError, Fault, MpReach, MpUnreach, Sections, Update, Walk, walk};
+pub use update::{Action, AttributeError, Fault, MpReach, MpUnreach, Sections, Update, Walk};
+pub use walk::walk;

@@ -169,14 +169,21 @@ fn next_v6(rest: &mut &[u8]) -> Option<(u128, u8)> {
 
 /// `len` is at most 32.
 pub fn push_v4(addr: u32, len: u8, out: &mut Vec<u8>) {
-    out.push(len);
-    out.extend_from_slice(&addr.to_be_bytes()[..octets_of(len)]);
+    push_octets(addr.to_be_bytes(), len, out);
 }
 
 /// `len` is at most 128.
 pub fn push_v6(addr: u128, len: u8, out: &mut Vec<u8>) {
+    push_octets(addr.to_be_bytes(), len, out);
+}
+
+/// All octets and then back: a copy of constant size is faster than one of the right size.
+fn push_octets<const N: usize>(addr: [u8; N], len: u8, out: &mut Vec<u8>) {
+    out.reserve(1 + N);
     out.push(len);
-    out.extend_from_slice(&addr.to_be_bytes()[..octets_of(len)]);
+    let end = out.len() + octets_of(len);
+    out.extend_from_slice(&addr);
+    out.truncate(end);
 }
 
 pub fn push(prefix: Prefix, out: &mut Vec<u8>) {
@@ -217,6 +224,15 @@ mod tests {
             read(Ipv6, &[0, 33, 0x20, 1, 0xd, 0xb8, 0xff]).unwrap(),
             ["::/0", "2001:db8:8000::/33"]
         );
+    }
+
+    /// RFC 4271 §4.3: trailing bits are irrelevant.
+    #[test]
+    fn trailing_bits_read_as_zero() {
+        let v4 = Nlri::new(Family::Ipv4, &[9, 10, 0xff, 25, 10, 0, 0, 0xff]).unwrap();
+        assert!(v4.iter_v4().eq([(0x0a80_0000, 9), (0x0a00_0080, 25)]));
+        let v6 = Nlri::new(Family::Ipv6, &[3, 0xff]).unwrap();
+        assert!(v6.iter_v6().eq([(0xe0 << 120, 3)]));
     }
 
     #[test]
