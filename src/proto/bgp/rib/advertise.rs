@@ -47,7 +47,10 @@ pub(super) struct Lagging {
     cursor: u32,
     end_of_rib_due: bool,
     refresh: Refresh,
-    /// Asked before the initial dump was over: RFC 7313 §4, no BoRR before End-of-RIB.
+    /// Everything is being told again.
+    repeating: bool,
+    /// Asked again meanwhile, or before the initial dump was over (RFC 7313 §4: no BoRR before End-of-RIB).
+    /// One repetition answers all of these, so that a peer cannot make us walk the table at its own pace.
     refresh_after: bool,
 }
 
@@ -62,6 +65,7 @@ impl Lagging {
             cursor: 0,
             end_of_rib_due,
             refresh: Refresh::No,
+            repeating: false,
             refresh_after: false,
         }
     }
@@ -90,7 +94,7 @@ impl Lagging {
     }
 
     pub(super) const fn has_work(&self) -> bool {
-        self.count > 0 || self.end_of_rib_due || !matches!(self.refresh, Refresh::No)
+        self.count > 0 || self.end_of_rib_due || self.repeating
     }
 }
 
@@ -106,7 +110,7 @@ struct Bucket {
 /// Prefixes of one flush, sorted into buckets of equal attributes and source. Scratch: kept for its memory.
 #[derive(Debug)]
 pub(super) struct Batch<A> {
-    number: u32,
+    number: u64,
     buckets: Vec<Bucket>,
     announced: Vec<(Key<A>, u32)>,
     sorted: Vec<Key<A>>,
@@ -135,7 +139,7 @@ impl<A: Addr> Batch<A> {
         }
     }
 
-    fn clear(&mut self, number: u32) {
+    fn clear(&mut self, number: u64) {
         self.number = number;
         self.buckets.clear();
         self.announced.clear();
@@ -210,7 +214,7 @@ impl<A: Addr> Batch<A> {
 pub(super) struct Encoder {
     cached: Vec<Option<Cached>>,
     /// Numbers batches for [`AttrStore::bucket`]; zero is never used.
-    batches: u32,
+    batches: u64,
     out: Vec<u8>,
 }
 
@@ -218,7 +222,7 @@ pub(super) struct Encoder {
 struct Cached {
     told: Told,
     /// Of the set, of the group.
-    versions: (u32, u32),
+    versions: (u64, u32),
     group: usize,
     family: Family,
     encoded: EncodedAttributes,
@@ -236,8 +240,8 @@ impl Encoder {
         self.cached.fill_with(|| None);
     }
 
-    fn next_batch(&mut self) -> u32 {
-        self.batches = self.batches.checked_add(1).unwrap_or(1);
+    fn next_batch(&mut self) -> u64 {
+        self.batches += 1;
         self.batches
     }
 
@@ -470,6 +474,7 @@ impl<A: Addr> Table<A> {
                 encode_refresh::<A>(RefreshKind::Eorr, &mut encoder.out);
                 lagging.refresh = Refresh::No;
             }
+            lagging.repeating = false;
             if std::mem::take(&mut lagging.refresh_after) {
                 self.repeat_all(sh, at);
             }
@@ -541,7 +546,7 @@ impl<A: Addr> Table<A> {
 
     pub(super) fn refresh(&mut self, sh: &Shared, peer: u16, group: usize) {
         let at = self.fall_behind(peer, group);
-        if self.lagging[at].end_of_rib_due {
+        if self.lagging[at].end_of_rib_due || self.lagging[at].repeating {
             self.lagging[at].refresh_after = true;
         } else {
             self.repeat_all(sh, at);
@@ -560,6 +565,7 @@ impl<A: Addr> Table<A> {
             }
         }
         lagging.cursor = 0;
+        lagging.repeating = true;
         if sh.peers.get(PeerId(peer)).is_some_and(|p| p.info.enhanced_refresh) {
             lagging.refresh = Refresh::BorrDue;
         }

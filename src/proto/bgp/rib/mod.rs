@@ -53,6 +53,8 @@ pub struct RibConfig {
     pub seed: u64,
     /// Prefixes of both families together. A new prefix beyond is refused and counted.
     pub routes_max: usize,
+    /// Paths of all prefixes together; what is beyond is refused and counted like a prefix.
+    pub paths_max: usize,
     /// Different attribute sets. A route with a new one beyond is refused (treated as withdrawn) and counted.
     pub attribute_sets_max: usize,
     /// Memory of all sets together, so that a few peers cannot fill it with long ones. At the limit the
@@ -68,6 +70,7 @@ impl RibConfig {
             cluster_id: router_id,
             seed,
             routes_max: ROUTES_MAX,
+            paths_max: PATHS_MAX,
             attribute_sets_max: ATTRIBUTE_SETS_MAX,
             attribute_octets_max: ATTRIBUTE_OCTETS_MAX,
         }
@@ -76,6 +79,8 @@ impl RibConfig {
 
 /// Default of [`RibConfig::routes_max`]: some 60 octets each, so about 0.5 GB for IPv4.
 pub const ROUTES_MAX: usize = 8_000_000;
+/// Default of [`RibConfig::paths_max`]: those that are not the best take 12 octets each.
+pub const PATHS_MAX: usize = 64_000_000;
 /// Default of [`RibConfig::attribute_sets_max`]: as many nodes may be moving at the same time.
 pub const ATTRIBUTE_SETS_MAX: usize = 2_000_000;
 /// Default of [`RibConfig::attribute_octets_max`]: that many sets of usual length, some 400 octets.
@@ -248,7 +253,10 @@ macro_rules! on_table {
 }
 
 impl Rib {
-    pub fn new(config: RibConfig) -> Self {
+    pub fn new(mut config: RibConfig) -> Self {
+        // Entries are numbered by 31 bits of the index.
+        config.routes_max = config.routes_max.min(1 << 30);
+        config.paths_max = config.paths_max.min(1 << 31);
         let attrs = AttrStore::new(&config);
         Self {
             v4: Table::new(config.seed),
@@ -260,6 +268,7 @@ impl Rib {
                 counters: RibCounters::default(),
                 readers: 0,
                 prefixes: 0,
+                paths: 0,
             },
             encoder: Encoder::new(),
             scratch: Scratch::default(),

@@ -205,18 +205,19 @@ impl Rib {
         let announced = [
             (!update.nlri.is_empty()).then_some((update.nlri, None)),
             update.walk.mp_reach.map(|reach| (reach.nlri, Some(reach.next_hop))),
-        ];
+        ]
+        .map(|one| one.filter(|(nlri, _)| !nlri.is_empty()));
+        let mut left = announced.iter().flatten().count();
         let usable = match update.walk.action {
             Action::None | Action::AttributeDiscard => update.walk.attributes,
             // A reset is an `Err` above; were it here, no route of this message could be kept either.
             Action::TreatAsWithdraw | Action::SessionReset(_) => None,
         };
-        let usable = usable.map(|attributes| accept(attributes, kind, local_pref));
+        let mut usable = usable.map(|attributes| accept(attributes, kind, local_pref));
         for (nlri, next_hop) in announced.into_iter().flatten() {
-            if nlri.is_empty() {
-                continue;
-            }
-            let Some(mut attributes) = usable.clone() else {
+            left -= 1;
+            let one = if left == 0 { usable.take() } else { usable.clone() };
+            let Some(mut attributes) = one else {
                 withdraw_nlri(sh, v4, v6, scratch, peer, nlri, &mut outcome);
                 continue;
             };

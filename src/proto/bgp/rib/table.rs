@@ -99,7 +99,9 @@ pub(super) struct Shared {
     pub counters: RibCounters,
     /// Change readers that listen, by their flag bits.
     pub readers: u8,
+    /// Of both families.
     pub prefixes: usize,
+    pub paths: usize,
 }
 
 impl Shared {
@@ -251,16 +253,20 @@ impl<A: Addr> Table<A> {
         }
     }
 
-    /// Hashes of some keys, their index slots fetched into the cache side by side.
+    /// Hashes of some keys. On the way their index slots, and then the entries that these name, come into
+    /// the cache side by side instead of one after the other.
     #[inline]
     fn touch(&self, keys: &[Key<A>]) -> [u32; GROUP] {
         let mut hashes = [0; GROUP];
-        let mut seen = 0;
-        for (hash, key) in hashes.iter_mut().zip(keys) {
+        let mut numbers = [None; GROUP];
+        for ((hash, number), key) in hashes.iter_mut().zip(&mut numbers).zip(keys) {
             *hash = key.hash(self.seed);
-            seen |= self.index.touch(*hash);
+            *number = self.index.guess(*hash);
         }
-        std::hint::black_box(seen);
+        if keys.len() > 1 {
+            let seen = numbers.iter().flatten().fold(0, |seen, n| seen ^ self.slab[*n].flags);
+            std::hint::black_box(seen);
+        }
         hashes
     }
 
@@ -275,7 +281,7 @@ impl<A: Addr> Table<A> {
     ) -> bool {
         let path = Path { attrs, peer, stale: false };
         let Some(id) = self.find_hashed(key, hash) else {
-            if sh.prefixes >= sh.config.routes_max {
+            if sh.prefixes >= sh.config.routes_max || sh.paths >= sh.config.paths_max {
                 return false;
             }
             sh.prefixes += 1;
@@ -295,6 +301,9 @@ impl<A: Addr> Table<A> {
         };
         let e = &mut self.slab[id];
         if e.attrs == NIL {
+            if sh.paths >= sh.config.paths_max {
+                return false;
+            }
             self.set_first(sh, id, path);
         } else if e.peer == peer {
             if e.flags & STALE != 0 {
@@ -309,7 +318,7 @@ impl<A: Addr> Table<A> {
                 self.mark(sh, id);
             }
         } else {
-            self.set_further(sh, id, path);
+            return self.set_further(sh, id, path);
         }
         true
     }
@@ -318,6 +327,7 @@ impl<A: Addr> Table<A> {
     fn set_first(&mut self, sh: &mut Shared, id: u32, path: Path) {
         sh.attrs.retain(path.attrs);
         sh.peers.count_path(path.peer, A::FAMILY, 1);
+        sh.paths += 1;
         self.paths += 1;
         let usable = sh.is_eligible(path);
         let e = &mut self.slab[id];
@@ -328,14 +338,18 @@ impl<A: Addr> Table<A> {
         self.mark(sh, id);
     }
 
-    /// The path of a peer whose path is not the first one.
-    fn set_further(&mut self, sh: &mut Shared, id: u32, path: Path) {
+    /// The path of a peer whose path is not the first one. False when there is no room for it.
+    fn set_further(&mut self, sh: &mut Shared, id: u32, path: Path) -> bool {
         let mut at = self.slab[id].more;
         while at != NIL && self.nodes[at].path.peer != path.peer {
             at = self.nodes[at].next;
         }
         if at == NIL {
+            if sh.paths >= sh.config.paths_max {
+                return false;
+            }
             sh.peers.count_path(path.peer, A::FAMILY, 1);
+            sh.paths += 1;
             self.paths += 1;
             sh.attrs.retain(path.attrs);
             let next = self.slab[id].more;
@@ -346,7 +360,7 @@ impl<A: Addr> Table<A> {
                 sh.peers.count_stale_less(path.peer, A::FAMILY);
             }
             if old.attrs == path.attrs {
-                return;
+                return true;
             }
             sh.attrs.retain(path.attrs);
             sh.attrs.release(old.attrs);
@@ -354,6 +368,7 @@ impl<A: Addr> Table<A> {
         if self.decide(sh, id) {
             self.mark(sh, id);
         }
+        true
     }
 
     /// False when the peer has no path to it.
@@ -405,6 +420,7 @@ impl<A: Addr> Table<A> {
         if was_stale {
             sh.peers.count_stale_less(peer, A::FAMILY);
         }
+        sh.paths -= 1;
         self.paths -= 1;
         true
     }
@@ -514,7 +530,8 @@ impl<A: Addr> Table<A> {
     /// is stale, which after a restart that lost nothing is at once.
     pub(super) fn run_sweeps(&mut self, sh: &mut Shared, budget: usize) {
         let Some(&Sweep { peer, next }) = self.sweeps.first() else { return };
-        let end = self.slab.end().min(next.saturating_add(budget as u32));
+        let budget = u32::try_from(budget).unwrap_or(u32::MAX);
+        let end = self.slab.end().min(next.saturating_add(budget));
         self.sweep(sh, peer, next..end);
         if end == self.slab.end() || sh.peers.stale(peer, A::FAMILY) == 0 {
             self.sweeps.remove(0);

@@ -157,6 +157,22 @@ fn a_refresh_repeats_everything() {
     assert_eq!(marks, [2, 3, 6]);
 }
 
+/// However often a peer asks meanwhile, it is answered once more.
+#[test]
+fn refresh_requests_do_not_pile_up() {
+    let mut lab = Lab::of(&[Client, Client]);
+    let all = hosts(100);
+    lab.say(1, &attributes(1), &all, &[]);
+    lab.run();
+    lab.forget();
+    for _ in 0..30 {
+        lab.rib.handle_refresh(PeerId(2), Family::Ipv4);
+        lab.flush(4);
+    }
+    lab.run();
+    assert_eq!(lab.heard(2).len(), 2 * all.len());
+}
+
 /// RFC 8654 §4: what does not fit a peer's messages is withdrawn from it, and others still get it.
 #[test]
 fn a_route_that_does_not_fit_is_withdrawn() {
