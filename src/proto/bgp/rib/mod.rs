@@ -188,6 +188,17 @@ pub struct RouteView<'a> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor(u32);
 
+impl Cursor {
+    /// For a cursor that travels as text.
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    pub const fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+}
+
 /// What a listing shows. All conditions must hold.
 #[derive(Clone, Debug, Default)]
 pub struct RouteFilter {
