@@ -1112,7 +1112,7 @@ fn simulation_restarts() {
 /// An anchor and a controller; the controller's hall does what a location database does.
 #[test]
 fn simulation_of_reports() {
-    for seed in 0..150 {
+    for seed in 0..100 {
         let mut random = Random(seed);
         let (mut anchor, mut listener) = (mctx(A), controller());
         let mut view: BTreeMap<Prefix, (Binding, bool)> = BTreeMap::new();

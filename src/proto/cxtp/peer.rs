@@ -184,6 +184,7 @@ pub struct Peer {
     queue_moved_at: Instant,
     link_rate: RateLimit,
     node_rates: BTreeMap<IpAddr, RateLimit>,
+    pruned_at: Instant,
     random: u64,
     counters: Counters,
 }
@@ -200,6 +201,7 @@ impl Peer {
             queue_octets: 0,
             queue_moved_at: Instant::ZERO,
             node_rates: BTreeMap::new(),
+            pruned_at: Instant::ZERO,
             random: seed,
             counters: Counters::default(),
         }
@@ -321,7 +323,11 @@ impl Peer {
         }
         let addr = prefix.addr();
         if self.node_rates.len() >= WATCHED_NODES_MAX && !self.node_rates.contains_key(&addr) {
-            self.node_rates.retain(|_, rate| rate.is_fresh(now));
+            // Not at each request of a flood.
+            if now - self.pruned_at >= RATE_WINDOW {
+                self.pruned_at = now;
+                self.node_rates.retain(|_, rate| rate.is_fresh(now));
+            }
             if self.node_rates.len() >= WATCHED_NODES_MAX {
                 self.counters.requests_unwatched += 1;
                 return true;
@@ -644,6 +650,10 @@ mod tests {
         assert_eq!(carry(&mut a, &mut b, at(1)).len(), 6000);
         assert_eq!(b.node_rates.len(), WATCHED_NODES_MAX);
         assert_eq!(b.counters().requests_unwatched, 6000 - WATCHED_NODES_MAX as u64);
+        // Those that have been quiet make room.
+        a.send(&request(9000), at(5_000)).unwrap();
+        assert_eq!(carry(&mut a, &mut b, at(5_000)).len(), 1);
+        assert_eq!(b.node_rates.len(), 1);
     }
 
     #[test]
