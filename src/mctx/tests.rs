@@ -1112,15 +1112,16 @@ fn simulation_restarts() {
 /// An anchor and a controller; the controller's hall does what a location database does.
 #[test]
 fn simulation_of_reports() {
-    for seed in 0..100 {
+    for seed in 0..60 {
         let mut random = Random(seed);
         let (mut anchor, mut listener) = (mctx(A), controller());
         let mut view: BTreeMap<Prefix, (Binding, bool)> = BTreeMap::new();
         let mut flight: BTreeMap<(Instant, u64), (bool, Signal)> = BTreeMap::new();
         let (mut up, mut sent, mut now) = (false, 0, at(0));
+        // Batches are taken in order only, so reordering (which TLS does not do) makes it slow.
         let (loss, end) = (random.below(40), at(20_000));
         let mut next_change = now;
-        while now < at(200_000) {
+        while now < at(3_600_000) {
             let delivery = flight.keys().next().map_or(Instant::FAR_FUTURE, |(at, _)| *at);
             let change = if now < end { next_change } else { Instant::FAR_FUTURE };
             let (mut from_anchor, mut from_listener) = (Vec::new(), Vec::new());
@@ -1141,9 +1142,8 @@ fn simulation_of_reports() {
                     let present = random.percent(60).then(|| binding(n, generation));
                     anchor.report(v4(n), present, now, &mut from_anchor);
                 }
-                // At the end of the changes the link is up for good.
-                let last = now + Duration::from_secs(1) >= end;
-                if !up || random.percent(5) || last {
+                // The last changes come after the last synchronisation.
+                if !up || (random.percent(10) && now < at(15_000)) {
                     flight.clear();
                     anchor.handle_link_down(C, now, &mut from_anchor);
                     listener.handle_link_down(A, now, &mut from_listener);
@@ -1191,7 +1191,7 @@ fn simulation_of_reports() {
         assert!(now == Instant::FAR_FUTURE, "seed {seed}: it does not come to rest");
         let told: BTreeMap<Prefix, Binding> =
             view.into_iter().map(|(prefix, (binding, _))| (prefix, binding)).collect();
-        assert_eq!(told, anchor.reporter.current, "seed {seed}");
+        assert!(told == anchor.reporter.current, "seed {seed}: the controller's view is not true");
         let expected = ReporterView {
             controller: C,
             synchronised: true,
