@@ -1,3 +1,4 @@
 //! (being built)
 
+pub mod store;
 pub mod tls;
