@@ -214,8 +214,10 @@ impl Forwarding {
                 *up = state.up;
                 out.push(Event::AccessLink { link: state.link, up: state.up });
                 if state.up {
-                    // The kernel has dropped the deliveries over the link while it was down.
+                    // While it was down, the kernel has dropped the deliveries over it and its
+                    // IPv6 addresses.
                     self.reconciler.handle_doubt(now);
+                    self.setup_at = now;
                 }
             }
             // New, or made anew under the same name.
