@@ -58,6 +58,7 @@ pub enum Feed {
     Lines(Lines),
     /// A command per route, waited for.
     GobgpCli(PathBuf),
+    Gone,
 }
 
 impl Feed {
@@ -83,7 +84,7 @@ impl Feed {
         match self {
             Feed::Bgp(session) => Some((session.stream.as_raw_fd(), true)),
             Feed::Lines(lines) => Some((lines.file.as_raw_fd(), lines.dialect == Dialect::Killick)),
-            Feed::GobgpCli(_) => None,
+            Feed::GobgpCli(_) | Feed::Gone => None,
         }
     }
 
@@ -91,14 +92,14 @@ impl Feed {
         match self {
             Feed::Bgp(session) => session.flush(),
             Feed::Lines(lines) => lines.output.flush(&mut lines.file),
-            Feed::GobgpCli(_) => Ok(true),
+            Feed::GobgpCli(_) | Feed::Gone => Ok(true),
         }
     }
 
     pub fn keepalive(&mut self) {
         match self {
             Feed::Bgp(session) => session.keepalive(),
-            Feed::Lines(_) | Feed::GobgpCli(_) => {}
+            Feed::Lines(_) | Feed::GobgpCli(_) | Feed::Gone => {}
         }
     }
 
@@ -111,14 +112,14 @@ impl Feed {
                 Ok(echo.0)
             }
             Feed::Lines(lines) => lines.receive().map(|()| 0),
-            Feed::GobgpCli(_) => Ok(0),
+            Feed::GobgpCli(_) | Feed::Gone => Ok(0),
         }
     }
 
     pub fn complaint(&self) -> Option<&str> {
         match self {
             Feed::Lines(lines) => lines.complaint.as_deref(),
-            Feed::Bgp(_) | Feed::GobgpCli(_) => None,
+            Feed::Bgp(_) | Feed::GobgpCli(_) | Feed::Gone => None,
         }
     }
 
@@ -126,7 +127,8 @@ impl Feed {
     pub fn load(&self, family: Family, next_hop_of: &[u8]) -> Vec<u8> {
         let dialect = match self {
             Feed::Bgp(_) => return speaker::load(family, next_hop_of),
-            Feed::GobgpCli(_) => return Vec::new(), // starts empty, see `Race::one_by_one`
+            // The command line starts with nothing, see `Race::one_by_one`.
+            Feed::GobgpCli(_) | Feed::Gone => return Vec::new(),
             Feed::Lines(lines) => lines.dialect,
         };
         let mut text = Vec::new();
@@ -143,7 +145,7 @@ impl Feed {
         match self {
             Feed::Bgp(session) => session.output.octets.extend_from_slice(octets),
             Feed::Lines(lines) => lines.output.octets.extend_from_slice(octets),
-            Feed::GobgpCli(_) => {}
+            Feed::GobgpCli(_) | Feed::Gone => {}
         }
     }
 
@@ -155,6 +157,7 @@ impl Feed {
                 Dialect::Exabgp => exabgp_line(index, next_hop, &mut lines.output.octets),
             },
             Feed::GobgpCli(program) => gobgp_add(program, index, next_hop)?,
+            Feed::Gone => return Err(io::Error::other("a move after the injector has gone")),
         }
         Ok(())
     }

@@ -241,9 +241,16 @@ impl Cell<'_> {
     }
 
     fn full(&self, report: &mut Report) -> io::Result<()> {
-        let (prefixes, seconds) = if self.args.quick { (100_000, 1) } else { (1_000_000, 5) };
+        let prefixes = if self.args.quick { 100_000 } else { 1_000_000 };
         let mut race = self.race(report, prefixes, 1)?;
-        self.load_into(report, &mut race, Family::V4, &LOAD_1M)?;
+        let names = if self.args.quick { &LOAD_100K } else { &LOAD_1M };
+        let result = self.full_into(report, &mut race, names);
+        self.explained(&race, result)
+    }
+
+    fn full_into(&self, report: &mut Report, race: &mut Race, names: &LoadNames) -> io::Result<()> {
+        let seconds = if self.args.quick { 1 } else { 5 };
+        self.load_into(report, race, Family::V4, names)?;
         let latency = race.latency(Duration::from_secs(2 * seconds))?;
         let moves =
             race.moves(self.args.window, Duration::from_secs(1), Duration::from_secs(seconds))?;
@@ -253,7 +260,13 @@ impl Cell<'_> {
         add("rr_latency_p50", Unit::Micros, micros(latency.p50));
         add("rr_latency_p99", Unit::Micros, micros(latency.p99));
         add("rr_latency_max", Unit::Micros, micros(latency.max));
-        self.check(report, &race)
+        self.check(report, race)?;
+        if self.kind == Kind::Bare {
+            return Ok(()); // withdraws nothing
+        }
+        let gone = race.lose_injector(Duration::from_secs(300))?;
+        report.add(self.kind, self.round, names.withdrawal, Unit::Seconds, secs(gone));
+        race.check().map(|_| ())
     }
 
     fn fan_out(&self, report: &mut Report) -> io::Result<()> {
@@ -330,6 +343,7 @@ struct LoadNames {
     cpu: &'static str,
     rss: &'static str,
     per_route: &'static str,
+    withdrawal: &'static str,
 }
 
 const LOAD_100K: LoadNames = LoadNames {
@@ -337,6 +351,7 @@ const LOAD_100K: LoadNames = LoadNames {
     cpu: "rr_load_100k_cpu",
     rss: "rr_load_100k_rss",
     per_route: "rr_load_100k_bytes_per_route",
+    withdrawal: "rr_withdraw_100k_wall",
 };
 
 const LOAD_V6: LoadNames = LoadNames {
@@ -344,6 +359,7 @@ const LOAD_V6: LoadNames = LoadNames {
     cpu: "rr_load_v6_100k_cpu",
     rss: "rr_load_v6_100k_rss",
     per_route: "rr_load_v6_100k_bytes_per_route",
+    withdrawal: "rr_withdraw_v6_100k_wall",
 };
 
 const LOAD_1M: LoadNames = LoadNames {
@@ -351,6 +367,7 @@ const LOAD_1M: LoadNames = LoadNames {
     cpu: "rr_load_1m_cpu",
     rss: "rr_load_1m_rss",
     per_route: "rr_load_1m_bytes_per_route",
+    withdrawal: "rr_withdraw_1m_wall",
 };
 
 fn micros(duration: Duration) -> f64 {

@@ -40,7 +40,7 @@ impl Random {
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (((z ^ (z >> 31)) >> 32) * u64::from(n) >> 32) as u32
+        ((((z ^ (z >> 31)) >> 32) * u64::from(n)) >> 32) as u32
     }
 }
 
@@ -70,7 +70,7 @@ struct SentAt {
     now: u64,
 }
 
-/// Wanted of a prefix that was never injected.
+/// Wanted of a prefix that was not injected, or is gone.
 const NOTHING: u8 = u8::MAX;
 
 impl Tables {
@@ -102,6 +102,13 @@ struct SinkView<'a> {
     sink: usize,
 }
 
+fn is_wanted(have: u32, want: u8, sets: &AttrSets) -> bool {
+    match want {
+        NOTHING => have == ABSENT,
+        next_hop => sets.set(have).next_hop == Some(next_hop),
+    }
+}
+
 impl SinkView<'_> {
     fn set(&mut self, index: u32, attrs: u32, sets: &AttrSets) {
         let tables = &mut *self.tables;
@@ -111,9 +118,9 @@ impl SinkView<'_> {
             tables.foreign += 1;
             return;
         };
-        let want = Some(tables.want[at]);
-        let was_right = sets.set(*have).next_hop == want;
-        let is_right = sets.set(attrs).next_hop == want;
+        let want = tables.want[at];
+        let was_right = is_wanted(*have, want, sets);
+        let is_right = is_wanted(attrs, want, sets);
         *have = attrs;
         if is_right && !was_right {
             tables.missing[at] -= 1;
@@ -389,6 +396,17 @@ impl Race {
         Ok((moves, self.take_latency()?))
     }
 
+    /// The injector goes away; until no sink has any of its routes.
+    pub fn lose_injector(&mut self, limit: Duration) -> io::Result<Duration> {
+        for index in 0..self.tables.want.len() {
+            self.tables.expect(index, NOTHING);
+        }
+        let start = Instant::now();
+        self.feed = Feed::Gone; // closes the connection, which also leaves the epoll set
+        self.drain("withdrawal", limit)?;
+        Ok(start.elapsed())
+    }
+
     fn keep_times(&mut self) {
         self.tables.sent_at = Some(Box::new(SentAt {
             start: Instant::now(),
@@ -413,8 +431,7 @@ impl Race {
         let mut known: Vec<u32> = Vec::new();
         for (sink, have) in tables.have.iter().enumerate() {
             let wrong = (0..have.len())
-                .filter(|&at| tables.want[at] != NOTHING)
-                .filter(|&at| self.sets.set(have[at]).next_hop != Some(tables.want[at]))
+                .filter(|&at| !is_wanted(have[at], tables.want[at], &self.sets))
                 .count();
             if wrong > 0 {
                 faults.push(format!("{wrong} routes of sink {sink} are wrong"));
