@@ -122,7 +122,7 @@ fn run(args: &Args) -> io::Result<bool> {
         }
     }
 
-    for round in 0..args.rounds.max(1) {
+    'race: for round in 0..args.rounds.max(1) {
         for step in STEPS {
             if !args.step.is_empty() && !args.step.contains(&step) {
                 continue;
@@ -136,7 +136,8 @@ fn run(args: &Args) -> io::Result<bool> {
                 let cell = Cell { args, step, kind, program, round };
                 if let Err(e) = cell.run(&mut report) {
                     if race::INTERRUPTED.load(Ordering::Relaxed) {
-                        return Err(e);
+                        report.failure(kind, format!("{step:?}: interrupted"));
+                        break 'race;
                     }
                     report.failure(kind, format!("{step:?}: {e}"));
                 }
