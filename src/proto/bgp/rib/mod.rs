@@ -497,9 +497,22 @@ impl Rib {
         }
     }
 
-    /// Paths accepted from a peer and kept.
+    /// Paths accepted from a peer and kept, stale ones included; what is about to be removed does not count.
     pub fn peer_paths(&self, peer: PeerId, family: Family) -> usize {
-        self.shared.peers.get(peer).map_or(0, |p| p.paths[slot(family)])
+        let condemned = match family {
+            Family::Ipv4 => self.v4.condemned(&self.shared, peer.0),
+            Family::Ipv6 => self.v6.condemned(&self.shared, peer.0),
+        };
+        self.shared.peers.get(peer).map_or(0, |p| p.paths[slot(family)] - condemned)
+    }
+
+    /// Of [`Self::peer_paths`], those that the peer has not repeated since its restart or since BoRR.
+    pub fn peer_stale_paths(&self, peer: PeerId, family: Family) -> usize {
+        let stale = self.shared.peers.stale(peer.0, family);
+        match family {
+            Family::Ipv4 => stale - self.v4.condemned(&self.shared, peer.0),
+            Family::Ipv6 => stale - self.v6.condemned(&self.shared, peer.0),
+        }
     }
 
     pub fn attribute_sets(&self) -> usize {

@@ -10,6 +10,7 @@ use super::{
     RouteView,
 };
 use crate::types::{Family, Prefix};
+use crate::wire::bgp::Attributes;
 
 /// Entries that one page may look at when its filter matches few.
 const SCAN_MAX: u32 = 20_000;
@@ -81,6 +82,23 @@ impl Rib {
     }
 }
 
+impl Rib {
+    /// What a peer has been told, as it was told (the Adj-RIB-Out); paged like [`Self::routes`]. Prefixes that
+    /// are waiting to be told are left out.
+    pub fn advertised(
+        &self,
+        peer: PeerId,
+        family: Family,
+        cursor: Cursor,
+        limit: usize,
+    ) -> (Vec<(Prefix, Attributes)>, Option<Cursor>) {
+        match family {
+            Family::Ipv4 => self.v4.advertised(&self.shared, peer, cursor, limit),
+            Family::Ipv6 => self.v6.advertised(&self.shared, peer, cursor, limit),
+        }
+    }
+}
+
 impl Shared {
     fn best_view(&self, path: Path) -> BestView<'_> {
         BestView {
@@ -139,6 +157,26 @@ impl<A: Addr> Table<A> {
                 return (routes, Some(Cursor(id)));
             }
             routes.extend(self.view(sh, id, filter));
+        }
+        (routes, None)
+    }
+
+    fn advertised(
+        &self,
+        sh: &Shared,
+        peer: PeerId,
+        cursor: Cursor,
+        limit: usize,
+    ) -> (Vec<(Prefix, Attributes)>, Option<Cursor>) {
+        let mut routes = Vec::new();
+        let Some(p) = sh.peers.get_up(peer) else { return (routes, None) };
+        for id in cursor.0..self.slab.end() {
+            if routes.len() == limit || id - cursor.0 == SCAN_MAX {
+                return (routes, Some(Cursor(id)));
+            }
+            if let Some(told) = self.told_to(sh, id, peer.0, p.group) {
+                routes.push((self.slab[id].key().prefix(), sh.outgoing(A::FAMILY, p.group, told)));
+            }
         }
         (routes, None)
     }
