@@ -476,7 +476,9 @@ impl Rib {
         }
         let mut left = left.max(share);
         let settled = self.v4.dirty.is_empty() && !self.v4.is_sweeping();
-        left -= self.v4.flush_lagging(sh, encoder, left.div_ceil(2), settled, send).min(left);
+        let for_v4 = if self.v6.lagging.is_empty() { left } else { left.div_ceil(2) };
+        left -= self.v4.flush_lagging(sh, encoder, for_v4, settled, send);
+        let left = left.max(1);
         let settled = self.v6.dirty.is_empty() && !self.v6.is_sweeping();
         self.v6.flush_lagging(sh, encoder, left, settled, send);
     }

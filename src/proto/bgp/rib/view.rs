@@ -1,6 +1,7 @@
 //! What people and other rooms see of the RIB. Nothing here walks a whole table in one call.
 
 use std::cmp::Ordering;
+use std::net::IpAddr;
 
 use super::decision;
 use super::key::Addr;
@@ -57,6 +58,17 @@ impl Rib {
             Family::Ipv4 => self.v4.find_best(&self.shared, prefix),
             Family::Ipv6 => self.v6.find_best(&self.shared, prefix),
         }
+    }
+
+    /// The longest prefix with a usable route that contains `addr`. One look-up per length: for people, not
+    /// for packets.
+    pub fn find_covering(&self, addr: IpAddr) -> Option<RouteView<'_>> {
+        let bits = Prefix::host(addr).len();
+        (0..=bits)
+            .rev()
+            .filter_map(|len| Prefix::new(addr, len))
+            .find(|prefix| self.find_best(*prefix).is_some())
+            .and_then(|prefix| self.find(prefix))
     }
 
     pub fn find(&self, prefix: Prefix) -> Option<RouteView<'_>> {
