@@ -18,7 +18,8 @@ use super::slab::Bits;
 use super::table::{Shared, Table};
 use crate::types::Family;
 use crate::wire::bgp::{
-    EncodedAttributes, Packer, RefreshKind, RouteRefresh, SAFI_UNICAST, afi, encode_end_of_rib,
+    Attributes, EncodedAttributes, Packer, RefreshKind, RouteRefresh, SAFI_UNICAST, afi,
+    encode_end_of_rib,
 };
 
 /// Messages of one batch for the same peers are handed out together, about this many octets at a time.
@@ -264,21 +265,28 @@ impl Encoder {
             c.told == told && c.group == group && c.versions == versions && c.family == family
         };
         if !cached[at].as_ref().is_some_and(fits) {
-            let router_id = match told.peer {
-                p if p == PeerId::LOCAL.0 => sh.config.router_id,
-                p => sh.peers.get(PeerId(p)).map_or(sh.config.router_id, |p| p.info.router_id),
-            };
-            let attributes = g.outgoing(
-                family,
-                sh.attrs.get(told.attrs),
-                told.source,
-                router_id,
-                sh.config.cluster_id,
-            );
+            let attributes = sh.outgoing(family, group, told);
             let encoded = EncodedAttributes::new(&attributes, &g.negotiated);
             cached[at] = Some(Cached { told, versions, group, family, encoded });
         }
         &cached[at].as_ref().expect("just filled").encoded
+    }
+}
+
+impl Shared {
+    /// A path as the group is told it.
+    pub(super) fn outgoing(&self, family: Family, group: usize, told: Told) -> Attributes {
+        let router_id = match told.peer {
+            p if p == PeerId::LOCAL.0 => self.config.router_id,
+            p => self.peers.get(PeerId(p)).map_or(self.config.router_id, |p| p.info.router_id),
+        };
+        self.peers.groups[group].outgoing(
+            family,
+            self.attrs.get(told.attrs),
+            told.source,
+            router_id,
+            self.config.cluster_id,
+        )
     }
 }
 
@@ -569,6 +577,15 @@ impl<A: Addr> Table<A> {
         if sh.peers.get(PeerId(peer)).is_some_and(|p| p.info.enhanced_refresh) {
             lagging.refresh = Refresh::BorrDue;
         }
+    }
+
+    /// What the peer has been told of an entry, if it has been told the newest state.
+    pub(super) fn told_to(&self, sh: &Shared, id: u32, peer: u16, group: usize) -> Option<Told> {
+        let e = &self.slab[id];
+        if e.is_free() || self.lagging.iter().any(|l| l.peer == peer && l.is_pending(id)) {
+            return None;
+        }
+        e.told().filter(|told| goes_to_peer(sh, group, peer, e.key(), Some(*told)))
     }
 
     pub(super) fn is_in_sync(&self, peer: u16, group: usize) -> bool {

@@ -487,7 +487,9 @@ impl Rib {
         }
         let mut left = left.max(share);
         let settled = self.v4.dirty.is_empty() && !self.v4.is_sweeping();
-        left -= self.v4.flush_lagging(sh, encoder, left.div_ceil(2), settled, send).min(left);
+        let for_v4 = if self.v6.lagging.is_empty() { left } else { left.div_ceil(2) };
+        left -= self.v4.flush_lagging(sh, encoder, for_v4, settled, send);
+        let left = left.max(1);
         let settled = self.v6.dirty.is_empty() && !self.v6.is_sweeping();
         self.v6.flush_lagging(sh, encoder, left, settled, send);
     }
@@ -508,9 +510,22 @@ impl Rib {
         }
     }
 
-    /// Paths accepted from a peer and kept.
+    /// Paths accepted from a peer and kept, stale ones included; what is about to be removed does not count.
     pub fn peer_paths(&self, peer: PeerId, family: Family) -> usize {
-        self.shared.peers.get(peer).map_or(0, |p| p.paths[slot(family)])
+        let condemned = match family {
+            Family::Ipv4 => self.v4.condemned(&self.shared, peer.0),
+            Family::Ipv6 => self.v6.condemned(&self.shared, peer.0),
+        };
+        self.shared.peers.get(peer).map_or(0, |p| p.paths[slot(family)] - condemned)
+    }
+
+    /// Of [`Self::peer_paths`], those that the peer has not repeated since its restart or since BoRR.
+    pub fn peer_stale_paths(&self, peer: PeerId, family: Family) -> usize {
+        let stale = self.shared.peers.stale(peer.0, family);
+        match family {
+            Family::Ipv4 => stale - self.v4.condemned(&self.shared, peer.0),
+            Family::Ipv6 => stale - self.v6.condemned(&self.shared, peer.0),
+        }
     }
 
     pub fn attribute_sets(&self) -> usize {

@@ -522,6 +522,12 @@ impl<A: Addr> Table<A> {
         }
     }
 
+    /// What the running sweep of this peer has still to remove.
+    pub(super) fn condemned(&self, sh: &Shared, peer: u16) -> usize {
+        let sweeping = self.sweeps.iter().any(|s| s.peer == peer);
+        if sweeping { sh.peers.stale(peer, A::FAMILY) } else { 0 }
+    }
+
     pub(super) fn is_sweeping(&self) -> bool {
         !self.sweeps.is_empty()
     }

@@ -1,6 +1,7 @@
 //! What people and other rooms see of the RIB. Nothing here walks a whole table in one call.
 
 use std::cmp::Ordering;
+use std::net::IpAddr;
 
 use super::decision;
 use super::key::Addr;
@@ -10,6 +11,7 @@ use super::{
     RouteView,
 };
 use crate::types::{Family, Prefix};
+use crate::wire::bgp::Attributes;
 
 /// Entries that one page may look at when its filter matches few.
 const SCAN_MAX: u32 = 20_000;
@@ -58,6 +60,17 @@ impl Rib {
         }
     }
 
+    /// The longest prefix with a usable route that contains `addr`. One look-up per length: for people, not
+    /// for packets.
+    pub fn find_covering(&self, addr: IpAddr) -> Option<RouteView<'_>> {
+        let bits = Prefix::host(addr).len();
+        (0..=bits)
+            .rev()
+            .filter_map(|len| Prefix::new(addr, len))
+            .find(|prefix| self.find_best(*prefix).is_some())
+            .and_then(|prefix| self.find(prefix))
+    }
+
     pub fn find(&self, prefix: Prefix) -> Option<RouteView<'_>> {
         match prefix.family() {
             Family::Ipv4 => self.v4.find_route(&self.shared, prefix),
@@ -77,6 +90,23 @@ impl Rib {
         match family {
             Family::Ipv4 => self.v4.routes(&self.shared, cursor, filter, limit),
             Family::Ipv6 => self.v6.routes(&self.shared, cursor, filter, limit),
+        }
+    }
+}
+
+impl Rib {
+    /// What a peer has been told, as it was told (the Adj-RIB-Out); paged like [`Self::routes`]. Prefixes that
+    /// are waiting to be told are left out.
+    pub fn advertised(
+        &self,
+        peer: PeerId,
+        family: Family,
+        cursor: Cursor,
+        limit: usize,
+    ) -> (Vec<(Prefix, Attributes)>, Option<Cursor>) {
+        match family {
+            Family::Ipv4 => self.v4.advertised(&self.shared, peer, cursor, limit),
+            Family::Ipv6 => self.v6.advertised(&self.shared, peer, cursor, limit),
         }
     }
 }
@@ -139,6 +169,26 @@ impl<A: Addr> Table<A> {
                 return (routes, Some(Cursor(id)));
             }
             routes.extend(self.view(sh, id, filter));
+        }
+        (routes, None)
+    }
+
+    fn advertised(
+        &self,
+        sh: &Shared,
+        peer: PeerId,
+        cursor: Cursor,
+        limit: usize,
+    ) -> (Vec<(Prefix, Attributes)>, Option<Cursor>) {
+        let mut routes = Vec::new();
+        let Some(p) = sh.peers.get_up(peer) else { return (routes, None) };
+        for id in cursor.0..self.slab.end() {
+            if routes.len() == limit || id - cursor.0 == SCAN_MAX {
+                return (routes, Some(Cursor(id)));
+            }
+            if let Some(told) = self.told_to(sh, id, peer.0, p.group) {
+                routes.push((self.slab[id].key().prefix(), sh.outgoing(A::FAMILY, p.group, told)));
+            }
         }
         (routes, None)
     }

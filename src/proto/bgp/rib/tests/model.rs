@@ -295,6 +295,10 @@ fn run(seed: u64, steps: usize) -> Lab {
             for (peer, router) in &lab.routers {
                 let expected = model.expected(peer.0);
                 assert_eq!(router.table, expected, "seed {seed} step {step} {peer:?}");
+                let told = Family::ALL.into_iter().flat_map(|family| {
+                    lab.rib.advertised(*peer, family, Cursor::default(), 1_000).0
+                });
+                assert_eq!(told.collect::<BTreeMap<_, _>>(), expected, "seed {seed} step {step}");
                 assert_eq!(router.needless, 0, "seed {seed} step {step} {peer:?}");
                 for family in Family::ALL {
                     assert!(lab.rib.in_sync(*peer, family), "seed {seed} step {step} {peer:?}");

@@ -165,7 +165,7 @@ fn refresh_requests_do_not_pile_up() {
     lab.say(1, &attributes(1), &all, &[]);
     lab.run();
     lab.forget();
-    for _ in 0..30 {
+    for _ in 0..20 {
         lab.rib.handle_refresh(PeerId(2), Family::Ipv4);
         lab.flush(4);
     }
