@@ -148,7 +148,8 @@ pub struct NeighborFamilyView {
     pub accepted: u64,
     /// Prefixes heard and refused by policy.
     pub refused: u64,
-    pub advertised: u64,
+    /// Absent when the table is too large to be counted while peers wait.
+    pub advertised: Option<u64>,
     /// Kept over the neighbour's restart.
     pub stale: u64,
     pub end_of_rib_received: bool,

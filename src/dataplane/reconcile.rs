@@ -121,6 +121,8 @@ enum Audit {
 pub struct Reconciler<D> {
     plane: D,
     entries: BTreeMap<Key, Entry>,
+    /// Desired routes of BGP, by family.
+    learnt: [usize; 2],
     /// Deliveries of the batch at hand.
     urgent: Vec<Key>,
     queue: VecDeque<Key>,
@@ -152,12 +154,35 @@ struct Sweep {
     missing: Option<u32>,
 }
 
+fn view((prefix, kind): Key, entry: &Entry) -> EntryView {
+    EntryView {
+        prefix,
+        kind,
+        next_hop: match entry.desired {
+            Some(Desired::Bgp(next_hop)) => Some(next_hop),
+            Some(Desired::Delivery(_)) | None => None,
+        },
+        installed: entry.installed,
+        orphan: entry.desired.is_none(),
+        error: entry.failure.as_ref().map(|failure| failure.error.to_string()),
+    }
+}
+
+/// Entries by how it stands with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    pub installed: usize,
+    pub pending: usize,
+    pub failed: usize,
+}
+
 impl<D: DataPlane> Reconciler<D> {
     /// Begins with what the kernel has: forwarding went on while nobody was in control.
     pub fn new(plane: D, now: Instant) -> Self {
         let mut this = Self {
             plane,
             entries: BTreeMap::new(),
+            learnt: [0; 2],
             urgent: Vec::new(),
             queue: VecDeque::new(),
             retries: BTreeSet::new(),
@@ -204,20 +229,27 @@ impl<D: DataPlane> Reconciler<D> {
         self.audit_error.as_ref()
     }
 
+    /// One entry.
+    pub fn find(&self, prefix: Prefix, kind: Kind) -> Option<EntryView> {
+        self.entries.get(&(prefix, kind)).map(|entry| view((prefix, kind), entry))
+    }
+
+    /// BGP routes of a family that are wanted.
+    pub fn learnt(&self, family: Family) -> usize {
+        self.learnt[family as usize]
+    }
+
+    /// How many entries there are, and how it stands with them.
+    pub fn summary(&self) -> Summary {
+        let (pending, failed) = (self.queue.len(), self.retries.len());
+        let installed = self.entries.len().saturating_sub(pending + failed);
+        Summary { installed, pending, failed }
+    }
+
     /// Entries in order, beginning after `after`: a listing is made of pages.
     pub fn views(&self, after: Option<(Prefix, Kind)>) -> impl Iterator<Item = EntryView> {
         let from = after.map_or(Unbounded, Excluded);
-        self.entries.range((from, Unbounded)).map(|(&(prefix, kind), entry)| EntryView {
-            prefix,
-            kind,
-            next_hop: match entry.desired {
-                Some(Desired::Bgp(next_hop)) => Some(next_hop),
-                Some(Desired::Delivery(_)) | None => None,
-            },
-            installed: entry.installed,
-            orphan: entry.desired.is_none(),
-            error: entry.failure.as_ref().map(|failure| failure.error.to_string()),
-        })
+        self.entries.range((from, Unbounded)).map(|(&key, entry)| view(key, entry))
     }
 
     /// Takes the changes over; deliveries are in the kernel when it returns.
@@ -336,6 +368,9 @@ impl<D: DataPlane> Reconciler<D> {
             entry.report = Report::Result;
         }
         let old = std::mem::replace(&mut entry.desired, desired);
+        let is_learnt = |d: &Option<Desired>| usize::from(matches!(d, Some(Desired::Bgp(_))));
+        let learnt = &mut self.learnt[prefix.family() as usize];
+        *learnt = *learnt + is_learnt(&desired) - is_learnt(&old);
         if let Some(Desired::Bgp(next_hop)) = desired {
             self.use_next_hop(next_hop);
         }

@@ -27,7 +27,7 @@ use super::access::Access;
 use super::links::Links;
 use super::monitor::Monitor;
 use super::store::{Record as Stored, Store, StoreError, StoredBinding};
-use crate::dataplane::forwarding::{Event, Forwarding};
+use crate::dataplane::{Event, Forwarding};
 use crate::api::views::Event as View;
 use crate::metrics::{Metrics, Waiting};
 use crate::proto::bgp::rib::PeerId;
@@ -393,7 +393,10 @@ impl Core {
             Some(forwarding) => KernelFd(forwarding.as_raw_fd()),
             None => return,
         };
-        let fd = match AsyncFd::with_interest(fd, Interest::READABLE) {
+        // SAFETY: the descriptor belongs to `forwarding`, which the core owns and never replaces;
+        // this task holds the core.
+        let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+        let fd = match registered {
             Ok(fd) => fd,
             Err(error) => return tracing::error!(%error, "the kernel cannot be listened to"),
         };

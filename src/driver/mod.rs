@@ -5,6 +5,7 @@
 //! of its tasks waits for one thing, and gives what arrives to the node in one [`core`] turn. The
 //! HTTP API and the metrics live on a second thread and ask by messages, so that no listing and no
 //! slow client delays a session.
+//!
 //! An end of the process changes nothing in the kernel: forwarding survives the control plane, and
 //! the next start adopts what it finds.
 
@@ -38,6 +39,7 @@ use crate::metrics::{Metrics, Waiting};
 pub enum RunError {
     #[error("{0}")]
     Store(#[from] store::StoreError),
+    #[error("{0}")]
     Tls(#[from] tls::TlsError),
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
@@ -50,6 +52,7 @@ impl RunError {
         let what = what.into();
         move |source| Self::Io { what, source }
     }
+}
 
 /// Runs the daemon until SIGTERM or SIGINT.
 pub fn run(config: &Checked) -> Result<(), RunError> {
@@ -58,6 +61,7 @@ pub fn run(config: &Checked) -> Result<(), RunError> {
         .build()
         .map_err(RunError::io("cannot start the routing thread"))?;
     tokio::task::LocalSet::new().block_on(&runtime, run_local(config))
+}
 
 async fn run_local(config: &Checked) -> Result<(), RunError> {
     let metrics = Arc::new(Metrics::for_config(config));
@@ -87,10 +91,11 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
         let address = neighbor.transport.remote.ip();
         core.turn(|node, now, out| node.add_neighbor(neighbor, now, out))
             .map_err(|why| RunError::Neighbor { address, why: why.to_string() })?;
+    }
     setup::listen(&core, config, parts.tls)?;
     let (caller, calls) = api::channel();
     let server =
-        api::server::start(&config.api, config.metrics, caller, events, Arc::clone(&metrics))
+        api::start(&config.api, config.metrics, caller, events, Arc::clone(&metrics))
             .map_err(RunError::io("cannot serve the API"))?;
     metrics.health.done(Waiting::Sockets);
     tokio::task::spawn_local(requests::run(Rc::clone(&core), calls));
@@ -105,6 +110,7 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
     // Nothing is said on the sessions: neighbours keep our routes over a restart (RFC 4724).
     drop(server);
     Ok(())
+}
 
 async fn wait_for_end() -> Result<(), RunError> {
     let catch = |kind| signal(kind).map_err(RunError::io("cannot catch signals"));
@@ -113,5 +119,6 @@ async fn wait_for_end() -> Result<(), RunError> {
     tokio::select! {
         _ = terminate.recv() => {}
         _ = interrupt.recv() => {}
-//! (being built)
-
+    }
+    Ok(())
+}

@@ -16,7 +16,7 @@ use super::tls::{TlsConfig, TlsFiles};
 use super::{bgp, stream, tcp};
 use crate::anchor::{self, Anchor};
 use crate::config::{self, Checked, Filter, Mode, Role};
-use crate::dataplane::forwarding::Forwarding;
+use crate::dataplane::Forwarding;
 use crate::dataplane::netlink::{AccessLink, Options};
 use crate::iec::Scope;
 use crate::location::Pool;

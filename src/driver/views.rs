@@ -54,7 +54,7 @@ pub fn status(state: &State, now: Instant) -> StatusView {
         mobility: node.has_mobility().then(|| MobilityStatusView {
             bindings: location.len() as u64,
             attached: node.anchor.len() as u64,
-            announced: node.iec.announced() as u64,
+            announced: Family::ALL.map(|f| node.iec.announced(f) as u64).iter().sum(),
             handovers_in_progress: node.handovers_in_progress() as u64,
             handovers: node.counters.handovers_completed,
             handovers_failed: node.counters.delivery_errors,
@@ -122,7 +122,7 @@ pub fn neighbors(state: &State, now: Instant) -> Vec<NeighborView> {
                 family: f.family,
                 accepted: f.accepted as u64,
                 refused: v.counters.prefixes_rejected,
-                advertised: speaker.rib().advertised(PeerId(v.peer), f.family) as u64,
+                advertised: speaker.rib().told_count(PeerId(v.peer), f.family).map(|n| n as u64),
                 stale: if f.stale { f.accepted as u64 } else { 0 },
                 end_of_rib_received: f.end_of_rib_received,
             })
@@ -244,7 +244,7 @@ pub fn route(
 
 pub fn route_detail(state: &State, route: &rib::RouteView<'_>) -> RouteDetailView {
     let speaker = state.node.speaker.as_ref();
-    let told = speaker.map(|s| s.rib().advertised_to(route.prefix)).unwrap_or_default();
+    let told = speaker.map(|s| s.rib().told_peers(route.prefix)).unwrap_or_default();
     RouteDetailView {
         prefix: route.prefix,
         paths: route

@@ -222,6 +222,10 @@ impl Peers {
         self.list.get_mut(usize::from(peer.0))?.as_mut()
     }
 
+    pub(super) fn ids(&self) -> impl Iterator<Item = PeerId> {
+        (0..self.list.len()).filter_map(|i| u16::try_from(i).ok()).map(PeerId)
+    }
+
     pub(super) fn get_up(&self, peer: PeerId) -> Option<&Peer> {
         self.get(peer).filter(|p| p.up)
     }

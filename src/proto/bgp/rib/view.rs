@@ -111,6 +111,34 @@ impl Rib {
     }
 }
 
+impl Rib {
+    /// Peers that have been told of a route to the prefix.
+    pub fn told_peers(&self, prefix: Prefix) -> Vec<PeerId> {
+        let sh = &self.shared;
+        let told = |peer: &PeerId| match prefix.family() {
+            Family::Ipv4 => self.v4.is_told(sh, *peer, prefix),
+            Family::Ipv6 => self.v6.is_told(sh, *peer, prefix),
+        };
+        sh.peers.ids().filter(told).collect()
+    }
+
+    /// How many routes of a family a peer has been told. A walk of the table: `None` for one that
+    /// is too large to be walked while peers wait.
+    pub fn told_count(&self, peer: PeerId, family: Family) -> Option<usize> {
+        match family {
+            Family::Ipv4 => self.v4.told_count(&self.shared, peer),
+            Family::Ipv6 => self.v6.told_count(&self.shared, peer),
+        }
+    }
+
+    pub fn router_id(&self) -> std::net::Ipv4Addr {
+        self.shared.config.router_id
+    }
+}
+
+/// Entries that [`Rib::told_count`] looks at: about a millisecond.
+const COUNTED_MAX: u32 = 50_000;
+
 impl Shared {
     fn best_view(&self, path: Path) -> BestView<'_> {
         BestView {
@@ -191,6 +219,21 @@ impl<A: Addr> Table<A> {
             }
         }
         (routes, None)
+    }
+
+    fn is_told(&self, sh: &Shared, peer: PeerId, prefix: Prefix) -> bool {
+        let Some(p) = sh.peers.get_up(peer) else { return false };
+        let id = A::of(prefix).and_then(|key| self.find(key));
+        id.is_some_and(|id| self.told_to(sh, id, peer.0, p.group).is_some())
+    }
+
+    fn told_count(&self, sh: &Shared, peer: PeerId) -> Option<usize> {
+        let Some(p) = sh.peers.get_up(peer) else { return Some(0) };
+        if self.slab.end() > COUNTED_MAX {
+            return None;
+        }
+        let told = |id: &u32| self.told_to(sh, *id, peer.0, p.group).is_some();
+        Some((0..self.slab.end()).filter(told).count())
     }
 
     /// `None` when no path of it passes the filter.

@@ -151,6 +151,11 @@ impl Speaker {
         &mut self.rib
     }
 
+    /// The connection of an established session.
+    pub fn connection(&self, peer: PeerId) -> Option<ConnId> {
+        Some(self.neighbors.get(&peer)?.up.as_ref()?.conn)
+    }
+
     pub const fn counters(&self) -> SpeakerCounters {
         self.counters
     }
