@@ -16,4 +16,4 @@ pub use request::{
 pub use server::{Server, start};
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
