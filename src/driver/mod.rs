@@ -1,4 +1,5 @@
 //! (being built)
+pub mod store;
 
 use std::io;
 
