@@ -256,13 +256,15 @@ pub fn traces(view: &[TraceView], all: bool) -> String {
 }
 
 fn one_trace(trace: &TraceView) -> String {
-    let mut table = Table::new(&[">ms", ">+ms", "phase", "what"]);
+    let mut table = Table::new(&[">ms", ">+ms", "phase", "prefix", "peer", "what"]);
     let mut before = 0;
-    for StepView { at_us, phase, what } in &trace.steps {
+    for StepView { at_us, phase, prefix, peer, what } in &trace.steps {
         table.row(vec![
             milliseconds(*at_us),
             milliseconds(at_us.saturating_sub(before)),
             phase.clone(),
+            text(*prefix),
+            text(*peer),
             what.clone(),
         ]);
         before = *at_us;
@@ -379,9 +381,11 @@ mod tests {
 
     #[test]
     fn a_trace_is_a_timeline() {
-        let step = |at_us, phase: &str, what: &str| StepView {
+        let step = |at_us, phase: &str, peer, what: &str| StepView {
             at_us,
             phase: phase.to_owned(),
+            prefix: Some("10.1.0.7/32".parse().unwrap()),
+            peer,
             what: what.to_owned(),
         };
         let trace = TraceView {
@@ -394,9 +398,9 @@ mod tests {
             mode: "reactive".to_owned(),
             result: "done".to_owned(),
             steps: vec![
-                step(0, "seen", "arp on eth1"),
-                step(1_204, "context", "from a1"),
-                step(1_310, "prepare", "delivery route in the kernel"),
+                step(0, "sighted", None, "arp on eth1"),
+                step(1_204, "context_received", Some(anchor(1)), ""),
+                step(1_310, "delivering", None, ""),
             ],
         };
         let shown = traces(&[trace.clone(), trace], false);
@@ -404,10 +408,10 @@ mod tests {
             shown,
             "car7: handover from 192.0.2.1 to 192.0.2.2, generation 5, reactive, done\n\
              started 2026-11-21T12:34:56.789012Z\n\
-             \u{20}  MS    +MS  PHASE    WHAT\n\
-             0.000  0.000  seen     arp on eth1\n\
-             1.204  1.204  context  from a1\n\
-             1.310  0.106  prepare  delivery route in the kernel\n"
+             \u{20}  MS    +MS  PHASE             PREFIX       PEER       WHAT\n\
+             0.000  0.000  sighted           10.1.0.7/32  -          arp on eth1\n\
+             1.204  1.204  context_received  10.1.0.7/32  192.0.2.1  -\n\
+             1.310  0.106  delivering        10.1.0.7/32  -          -\n"
         );
     }
 
