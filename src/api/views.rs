@@ -319,8 +319,13 @@ pub struct TraceView {
 pub struct StepView {
     /// Since the first step.
     pub at_us: u64,
-    /// A word of `metrics::PHASES`, or of an event between two.
+    /// A word of `node::timeline::Phase`.
     pub phase: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<Prefix>,
+    /// The other anchor concerned, if one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<AnchorId>,
     /// The details, for people.
     pub what: String,
 }
