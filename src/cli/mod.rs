@@ -95,7 +95,7 @@ fn run(args: &ConfigArgs) -> Done {
         anchor_id = %config.node.anchor_id,
         "starting"
     );
-    match crate::driver::run(config) {
+    match crate::driver::run(&config) {
         Ok(()) => Ok(()),
         Err(error) => {
             tracing::error!(%error, "stopped");

@@ -101,6 +101,7 @@ pub fn neighbors(view: &[NeighborView]) -> Table {
             }
             (description, _) => text(description.as_ref()),
         };
+        let advertised: Option<u64> = n.families.iter().map(|f| f.advertised).sum();
         table.row(vec![
             n.address.to_string(),
             n.remote_as.to_string(),
@@ -108,7 +109,7 @@ pub fn neighbors(view: &[NeighborView]) -> Table {
             age(n.since_s),
             (sum(|f| f.accepted) + sum(|f| f.refused)).to_string(),
             sum(|f| f.accepted).to_string(),
-            sum(|f| f.advertised).to_string(),
+            advertised.map_or_else(|| "-".to_owned(), |n| n.to_string()),
             n.flaps.to_string(),
             description,
         ]);

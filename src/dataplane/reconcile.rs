@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::{DataPlane, Hop, KernelRoute, Kind, Op, OpError};
 use crate::types::seam::{Applied, Attachment, ForwardingChange, IfIndex};
-use crate::types::{Instant, Prefix, Revision};
+use crate::types::{Family, Instant, Prefix, Revision};
 
 /// Entries of both kinds. A further one is refused: a delivery with a reason in [`Applied`], a
 /// BGP route with a counter.

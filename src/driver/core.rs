@@ -22,20 +22,20 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
-use super::bgp::Connections;
 use super::access::Access;
+use super::bgp::Connections;
 use super::links::Links;
 use super::monitor::Monitor;
 use super::store::{Record as Stored, Store, StoreError, StoredBinding};
-use crate::dataplane::{Event, Forwarding};
 use crate::api::views::Event as View;
+use crate::dataplane::{Event, Forwarding};
 use crate::metrics::{Metrics, Waiting};
+use crate::node::{Node, Observation, Output, Record};
 use crate::proto::bgp::rib::PeerId;
 use crate::proto::bgp::speaker;
-use crate::node::{Node, Observation, Output, Record};
 use crate::types::seam::ForwardingChange;
-use crate::types::{AnchorId, Instant, Lifetime};
 use crate::types::transfer::Signal;
+use crate::types::{AnchorId, Instant, Lifetime};
 
 /// The one clock. Monotonic for the node, and the wall clock's value at its zero for people.
 #[derive(Clone, Copy, Debug)]
@@ -352,7 +352,8 @@ impl Core {
     /// Lets the timer task know when it is needed sooner than it thinks.
     fn arm(&self, state: &State) {
         let next = state.node.poll_timeout().unwrap_or(Instant::FAR_FUTURE);
-        let kernel = state.forwarding.as_ref().map_or(Instant::FAR_FUTURE, Forwarding::poll_timeout);
+        let kernel =
+            state.forwarding.as_ref().map_or(Instant::FAR_FUTURE, Forwarding::poll_timeout);
         let next = next.min(state.links.poll_timeout()).min(kernel);
         if self.more.get() || next < self.armed.get() {
             self.timer.notify_one();
@@ -404,9 +405,8 @@ impl Core {
             let Ok(mut ready) = fd.readable().await else { return };
             ready.clear_ready();
             loop {
-                let more = self.turn_kernel(|forwarding, now, events| {
-                    forwarding.handle_readable(now, events)
-                });
+                let more = self
+                    .turn_kernel(|forwarding, now, events| forwarding.handle_readable(now, events));
                 match more {
                     Some(Ok(true)) => tokio::task::yield_now().await,
                     Some(Ok(false)) | None => break,

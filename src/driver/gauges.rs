@@ -27,12 +27,7 @@ pub async fn run(core: Rc<Core>) {
     }
 }
 
-pub fn observe_handover(
-    metrics: &Metrics,
-    phase: HandoverPhase,
-    mode: node::Mode,
-    took: Duration,
-) {
+pub fn observe_handover(metrics: &Metrics, phase: HandoverPhase, mode: node::Mode, took: Duration) {
     let mode = match mode {
         node::Mode::Reactive => Mode::Reactive,
         node::Mode::Predictive => Mode::Predictive,

@@ -186,7 +186,13 @@ impl Core {
 }
 
 /// Keeps a link up from the dialling end, for ever.
-pub async fn run_dialer(core: Rc<Core>, tls: Rc<TlsConfig>, peer: AnchorId, addr: SocketAddr, index: usize) {
+pub async fn run_dialer(
+    core: Rc<Core>,
+    tls: Rc<TlsConfig>,
+    peer: AnchorId,
+    addr: SocketAddr,
+    index: usize,
+) {
     let mut pause = DIAL_PAUSE;
     loop {
         match tls::connect(&tls, addr, index).await {
@@ -207,7 +213,12 @@ pub async fn run_dialer(core: Rc<Core>, tls: Rc<TlsConfig>, peer: AnchorId, addr
 }
 
 /// Accepts the streams of peers for ever. `names[i]` is the anchor of the `i`th configured peer.
-pub async fn run_listener(core: Rc<Core>, tls: Rc<TlsConfig>, listener: TcpListener, peers: Rc<Vec<AnchorId>>) {
+pub async fn run_listener(
+    core: Rc<Core>,
+    tls: Rc<TlsConfig>,
+    listener: TcpListener,
+    peers: Rc<Vec<AnchorId>>,
+) {
     loop {
         let (stream, remote) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -283,7 +294,9 @@ async fn run_writer(
 ) {
     loop {
         let now = core.now();
-        let Some(octets) = core.state.borrow_mut().links.transmit(peer, number, now) else { return };
+        let Some(octets) = core.state.borrow_mut().links.transmit(peer, number, now) else {
+            return;
+        };
         if octets.is_empty() {
             wake.notified().await;
             continue;

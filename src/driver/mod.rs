@@ -94,9 +94,8 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
     }
     setup::listen(&core, config, parts.tls)?;
     let (caller, calls) = api::channel();
-    let server =
-        api::start(&config.api, config.metrics, caller, events, Arc::clone(&metrics))
-            .map_err(RunError::io("cannot serve the API"))?;
+    let server = api::start(&config.api, config.metrics, caller, events, Arc::clone(&metrics))
+        .map_err(RunError::io("cannot serve the API"))?;
     metrics.health.done(Waiting::Sockets);
     tokio::task::spawn_local(requests::run(Rc::clone(&core), calls));
     tokio::task::spawn_local(Rc::clone(&core).run_syncs());

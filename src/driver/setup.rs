@@ -34,13 +34,6 @@ use crate::types::{AnchorId, Binding, Claim, Instant, Lifetime, Prefix};
 /// The link-local address of every access link: hosts keep their default router when they move.
 const ANYCAST_LINK_LOCAL: Ipv6Addr = Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1);
 
-/// Without a confirmation, a claim settles after this: longer than a dead anchor's session (hold
-/// time) or its routes (graceful restart) live on at its neighbours.
-const SETTLE_UNCONFIRMED_MIN: Duration = Duration::from_secs(60);
-
-/// How long FE_E may take before the claim goes out without its word. The kernel takes microseconds.
-const PREPARE_MAX: Duration = Duration::from_millis(50);
-
 /// How long a restarted node waits for its neighbours' tables (Selection_Deferral_Timer).
 const RECOVER_MAX: Duration = Duration::from_secs(10);
 
@@ -185,9 +178,6 @@ fn node_config(config: &Checked, seed: u64) -> NodeConfig {
         };
         aggregates.push(Aggregate { prefix: network.prefix, next_hop });
     }
-    let restart = config.bgp.as_ref().map_or(Duration::ZERO, |bgp| bgp.graceful_restart_time);
-    let hold = config.bgp.iter().flat_map(|bgp| &bgp.neighbors).map(|n| n.hold_time).max();
-    let outlive = restart.max(hold.unwrap_or_default()) + Duration::from_secs(30);
     NodeConfig {
         own,
         scope,
@@ -205,9 +195,9 @@ fn node_config(config: &Checked, seed: u64) -> NodeConfig {
         aggregates,
         no_export: mobility.is_none_or(|m| m.no_export),
         api_lifetime: mobility.and_then(|m| m.lifetime),
-        settle_delay: mobility.map_or(Duration::from_secs(2), |m| m.settle_delay),
-        settle_unconfirmed: outlive.max(SETTLE_UNCONFIRMED_MIN),
-        prepare_max: PREPARE_MAX,
+        settle_delay: mobility.map_or(Duration::ZERO, |m| m.settle_delay),
+        settle_unconfirmed: mobility.map_or(Duration::ZERO, |m| m.settle_unconfirmed),
+        prepare_max: mobility.map_or(Duration::ZERO, |m| m.prepare_max),
         recover_max: if config.bgp.is_some() { RECOVER_MAX } else { Duration::ZERO },
         seed,
     }
@@ -217,8 +207,7 @@ fn anchor_config(config: &Checked) -> anchor::Config {
     let mut out = anchor::Config::default();
     let Some(mobility) = &config.mobility else { return out };
     out.pools = mobility.pools.iter().map(|p| anchor::Pool::of_hosts(p.prefix)).collect();
-    out.nodes =
-        mobility.nodes.iter().filter_map(|n| Some((n.mac?, n.id.clone()))).collect();
+    out.nodes = mobility.nodes.iter().filter_map(|n| Some((n.mac?, n.id.clone()))).collect();
     out.detach_grace = mobility.detach_grace;
     out
 }
@@ -255,9 +244,8 @@ fn neighbor_config(
         ..GracefulRestart::default()
     });
     let limit = neighbor.max_prefix.filter(|m| m.action != config::MaxPrefixAction::Warn);
-    session.max_prefix_restart = limit
-        .filter(|m| m.action == config::MaxPrefixAction::Restart)
-        .map(|m| m.restart_after);
+    session.max_prefix_restart =
+        limit.filter(|m| m.action == config::MaxPrefixAction::Restart).map(|m| m.restart_after);
     let md5 = match &neighbor.password_file {
         Some(path) => Some(read_key(path, neighbor.address.ip())?),
         None => None,
@@ -274,10 +262,8 @@ fn neighbor_config(
         out.kind = PeerKind::Client;
     }
     out.import = ImportPolicy { filter: filter(&neighbor.import), local_pref: None };
-    out.export = ExportPolicy {
-        filter: filter(&neighbor.export),
-        next_hop_self: neighbor.next_hop_self,
-    };
+    out.export =
+        ExportPolicy { filter: filter(&neighbor.export), next_hop_self: neighbor.next_hop_self };
     out.max_prefixes_v4 = limit.map(|m| m.limit);
     out.max_prefixes_v6 = limit.map(|m| m.limit);
     out.local_v4 = own_locator(config).ipv4;
@@ -417,11 +403,7 @@ fn binding(prefix: Prefix, stored: StoredBinding, core: &Core) -> Binding {
 }
 
 /// Opens what the world comes in by.
-pub fn listen(
-    core: &Rc<Core>,
-    config: &Checked,
-    tls: Option<TlsConfig>,
-) -> Result<(), RunError> {
+pub fn listen(core: &Rc<Core>, config: &Checked, tls: Option<TlsConfig>) -> Result<(), RunError> {
     for &addr in config.bgp.iter().flat_map(|bgp| &bgp.listen) {
         let listener = tcp::listen(addr).map_err(RunError::io("BGP"))?;
         let listener = Rc::new(listener);
@@ -432,8 +414,7 @@ pub fn listen(
         let tls = Rc::new(tls);
         let peers: Rc<Vec<AnchorId>> = Rc::new(linked(config).map(|p| p.anchor_id).collect());
         for &addr in &files.listen {
-            let listener =
-                tcp::listen(addr).map_err(RunError::io("context transfer"))?;
+            let listener = tcp::listen(addr).map_err(RunError::io("context transfer"))?;
             tokio::task::spawn_local(links::run_listener(
                 Rc::clone(core),
                 Rc::clone(&tls),

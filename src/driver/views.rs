@@ -138,8 +138,7 @@ pub fn neighbors(state: &State, now: Instant) -> Vec<NeighborView> {
 }
 
 fn capabilities(s: &crate::proto::bgp::speaker::EstablishedView) -> Vec<String> {
-    let mut out: Vec<String> =
-        s.families.iter().map(|f| format!("{f}-unicast")).collect();
+    let mut out: Vec<String> = s.families.iter().map(|f| format!("{f}-unicast")).collect();
     let mut add = |on: bool, name: &str| {
         if on {
             out.push(name.to_owned());
@@ -155,9 +154,8 @@ fn capabilities(s: &crate::proto::bgp::speaker::EstablishedView) -> Vec<String> 
 }
 
 fn as_path(attributes: &Attributes) -> String {
-    let join = |list: &[u32], by: &str| {
-        list.iter().map(u32::to_string).collect::<Vec<_>>().join(by)
-    };
+    let join =
+        |list: &[u32], by: &str| list.iter().map(u32::to_string).collect::<Vec<_>>().join(by);
     let segment = |s: &AsSegment| match s {
         AsSegment::Sequence(list) => join(list, " "),
         AsSegment::Set(list) => format!("{{{}}}", join(list, ",")),
@@ -177,12 +175,7 @@ fn community(value: u32) -> String {
     }
 }
 
-fn path_view(
-    state: &State,
-    prefix: Prefix,
-    path: &rib::PathView<'_>,
-    paths: usize,
-) -> RouteView {
+fn path_view(state: &State, prefix: Prefix, path: &rib::PathView<'_>, paths: usize) -> RouteView {
     let a = path.attributes;
     RouteView {
         prefix,
@@ -232,11 +225,7 @@ fn entry_word(entry: &crate::dataplane::reconcile::EntryView) -> &'static str {
 }
 
 /// The best path, or that of the neighbour that was asked about.
-pub fn route(
-    state: &State,
-    route: &rib::RouteView<'_>,
-    peer: Option<PeerId>,
-) -> Option<RouteView> {
+pub fn route(state: &State, route: &rib::RouteView<'_>, peer: Option<PeerId>) -> Option<RouteView> {
     let wanted = |p: &&rib::PathView<'_>| peer.map_or(p.best, |peer| p.peer == peer);
     let path = route.paths.iter().find(wanted).or(route.paths.first())?;
     Some(path_view(state, route.prefix, path, route.paths.len()))
@@ -305,11 +294,7 @@ pub fn context(context: &Context) -> ContextView {
         prefixes: context
             .prefixes
             .iter()
-            .map(|p| ContextPrefixView {
-                prefix: p.prefix,
-                home: p.home,
-                lifetime_s: p.lifetime_s,
-            })
+            .map(|p| ContextPrefixView { prefix: p.prefix, home: p.home, lifetime_s: p.lifetime_s })
             .collect(),
         attributes: context
             .attributes
@@ -341,9 +326,7 @@ const TRANSFERS_MAX: usize = 1_000;
 
 pub fn transfers(state: &State, now: Instant) -> Vec<TransferView> {
     let name = |anchor: Option<AnchorId>| match anchor {
-        Some(anchor) => {
-            state.names.get(&anchor).cloned().unwrap_or_else(|| anchor.to_string())
-        }
+        Some(anchor) => state.names.get(&anchor).cloned().unwrap_or_else(|| anchor.to_string()),
         None => "-".into(),
     };
     let view = |v: crate::mctx::TransferView| TransferView {
@@ -430,16 +413,10 @@ pub fn traces(state: &State, mn: &MnId, clock: &Clock) -> Vec<TraceView> {
         }
     }
     let own = node.own();
-    traces.iter().rev().take(TRACES_MAX).map(|t| trace(state, mn, own, t, clock)).collect()
+    traces.iter().rev().take(TRACES_MAX).map(|t| trace(mn, own, t, clock)).collect()
 }
 
-fn trace(
-    state: &State,
-    mn: &MnId,
-    own: AnchorId,
-    events: &[&Event],
-    clock: &Clock,
-) -> TraceView {
+fn trace(mn: &MnId, own: AnchorId, events: &[&Event], clock: &Clock) -> TraceView {
     let first = events[0];
     let has = |phase| events.iter().any(|e| e.phase == phase);
     let peer = events.iter().find_map(|e| e.peer);
@@ -476,25 +453,23 @@ fn trace(
             (false, false) => "running",
         }
         .into(),
-        steps: events.iter().map(|e| step(state, first.at, e)).collect(),
+        steps: events.iter().map(|e| step(first.at, e)).collect(),
     }
 }
 
-fn step(state: &State, start: Instant, event: &Event) -> StepView {
-    let peer = event.peer.map(|p| {
-        state.names.get(&p).cloned().unwrap_or_else(|| p.to_string())
-    });
-    let mut what = event.prefix.to_string();
+fn step(start: Instant, event: &Event) -> StepView {
+    let mut what = Vec::new();
     if event.generation.0 > 0 {
-        what.push_str(&format!(" generation {}", event.generation));
-    }
-    if let Some(peer) = peer {
-        what.push_str(&format!(" peer {peer}"));
+        what.push(format!("generation {}", event.generation));
     }
     if !event.detail.as_str().is_empty() {
-        what.push_str(&format!(" ({})", event.detail.as_str()));
+        what.push(event.detail.as_str().to_owned());
     }
-    let at_us = u64::try_from((event.at - start).as_micros()).unwrap_or(u64::MAX);
-    StepView { at_us, phase: event.phase.as_str().into(), what }
+    StepView {
+        at_us: u64::try_from((event.at - start).as_micros()).unwrap_or(u64::MAX),
+        phase: event.phase.as_str().into(),
+        prefix: Some(event.prefix),
+        peer: event.peer,
+        what: what.join(", "),
+    }
 }
-
