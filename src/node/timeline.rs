@@ -1,0 +1,186 @@
+//! The timeline of handovers: who learnt what when. `killick trace <mn>` reads it.
+//!
+//! One ring of small events for the whole node, oldest overwritten: recording is a copy of some
+//! forty octets, so that it can be always on; looking something up walks the ring, which only a
+//! person asks for.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::seam::{LeaveReason, Sighting};
+use crate::types::{AnchorId, Generation, Instant, MnId, Prefix};
+
+/// Events kept; the oldest is forgotten.
+pub const EVENTS_MAX: usize = 65_536;
+
+/// A step of a handover, in the order in which they usually happen at the nMA, then at the pMA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// The node was noticed at this anchor.
+    Sighted,
+    /// An operator, or the link, said that it is about to leave.
+    MoveAnnounced,
+    /// The previous anchor was asked for the context.
+    ContextRequested,
+    /// The context was sent to the new anchor.
+    ContextSent,
+    ContextReceived,
+    /// Nobody had a context, or nobody answered.
+    ContextAbsent,
+    /// The binding is here, with a new generation.
+    Bound,
+    /// The kernel delivers to the node.
+    Delivering,
+    /// FE_E did not confirm in time.
+    DeliveryUnconfirmed,
+    /// The host route has been handed to the BGP sessions, or the report to the controllers.
+    Announced,
+    /// The home aggregate leads here: nothing to announce.
+    AtHome,
+    /// The old anchor has been told that we are ready.
+    ConfirmSent,
+    /// The new anchor is ready: we let go.
+    Transferred,
+    /// A newer claim was heard.
+    NewerClaim,
+    /// An older claim was heard, ours was announced again.
+    Reasserted,
+    /// Two anchors with one generation.
+    Tie,
+    Withdrawn,
+    Released,
+    Settled,
+    /// The node left.
+    Left,
+    /// Taken from the store after a restart.
+    Restored,
+    /// Refused: not in a pool, not authorised, another node's prefix, table full.
+    Refused,
+}
+
+impl Phase {
+    /// The word of logs and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sighted => "sighted",
+            Self::MoveAnnounced => "move_announced",
+            Self::ContextRequested => "context_requested",
+            Self::ContextSent => "context_sent",
+            Self::ContextReceived => "context_received",
+            Self::ContextAbsent => "context_absent",
+            Self::Bound => "bound",
+            Self::Delivering => "delivering",
+            Self::DeliveryUnconfirmed => "delivery_unconfirmed",
+            Self::Announced => "announced",
+            Self::AtHome => "at_home",
+            Self::ConfirmSent => "confirm_sent",
+            Self::Transferred => "transferred",
+            Self::NewerClaim => "newer_claim",
+            Self::Reasserted => "reasserted",
+            Self::Tie => "tie",
+            Self::Withdrawn => "withdrawn",
+            Self::Released => "released",
+            Self::Settled => "settled",
+            Self::Left => "left",
+            Self::Restored => "restored",
+            Self::Refused => "refused",
+        }
+    }
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    pub at: Instant,
+    pub mn: Option<MnId>,
+    pub prefix: Prefix,
+    pub phase: Phase,
+    pub generation: Generation,
+    /// The other anchor concerned, if one is.
+    pub peer: Option<AnchorId>,
+    pub detail: Detail,
+}
+
+/// What belongs to a step besides who and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    None,
+    /// By what the node was noticed ([`Phase::Sighted`], [`Phase::Bound`]).
+    By(Sighting),
+    /// Why it left ([`Phase::Left`]).
+    Why(LeaveReason),
+    /// A few words for people.
+    Text(&'static str),
+}
+
+impl From<&'static str> for Detail {
+    fn from(text: &'static str) -> Self {
+        if text.is_empty() { Self::None } else { Self::Text(text) }
+    }
+}
+
+impl Detail {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::By(Sighting::Arp) => "ARP",
+            Self::By(Sighting::NeighborSolicitation) => "neighbor solicitation",
+            Self::By(Sighting::NeighborAdvertisement) => "neighbor advertisement",
+            Self::By(Sighting::RouterSolicitation) => "router solicitation",
+            Self::By(Sighting::Packet) => "first packet",
+            Self::By(Sighting::Api) => "API",
+            Self::By(Sighting::Restart) => "restart",
+            Self::Why(LeaveReason::LinkDown) => "link down",
+            Self::Why(LeaveReason::NeighborFailed) => "no answer",
+            Self::Why(LeaveReason::NewerClaim) => "newer claim",
+            Self::Why(LeaveReason::LeaseEnd) => "lease end",
+            Self::Why(LeaveReason::Api) => "API",
+            Self::Text(text) => text,
+        }
+    }
+}
+
+#[derive(Debug, Default)]
+pub struct Timeline {
+    events: VecDeque<Event>,
+    /// Events not yet handed to `monitor`.
+    fresh: usize,
+}
+
+impl Timeline {
+    pub fn record(&mut self, event: Event) {
+        if self.events.len() == EVENTS_MAX {
+            self.events.pop_front();
+        }
+        self.events.push_back(event);
+        self.fresh = (self.fresh + 1).min(EVENTS_MAX);
+    }
+
+    /// Everything about a node, oldest first. `prefixes` are those it has now, since events of
+    /// others' claims do not know the node's name.
+    pub fn of(&self, mn: &MnId, prefixes: &[Prefix]) -> impl Iterator<Item = &Event> {
+        let mn = mn.clone();
+        let prefixes = prefixes.to_vec();
+        self.events.iter().filter(move |e| match &e.mn {
+            Some(name) => *name == mn,
+            None => prefixes.contains(&e.prefix),
+        })
+    }
+
+    /// Everything about a prefix, oldest first.
+    pub fn of_prefix(&self, prefix: Prefix) -> impl Iterator<Item = &Event> {
+        self.events.iter().filter(move |e| e.prefix == prefix)
+    }
+
+    /// Nobody listens: what was recorded since the last call is not news any more.
+    pub fn skip_fresh(&mut self) {
+        self.fresh = 0;
+    }
+
+    /// What was recorded since the last call.
+    pub fn take_fresh(&mut self) -> impl Iterator<Item = &Event> {
+        let fresh = std::mem::take(&mut self.fresh);
+        self.events.range(self.events.len() - fresh..)
+    }
+}
