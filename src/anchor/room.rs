@@ -12,6 +12,12 @@ use crate::types::{Instant, MacAddr, MnId, Prefix, limits};
 /// down, and its next sighting is a new question: slower, not wrong.
 const REFUSED_MAX: usize = 4_096;
 
+/// Addresses of a node that are asked at once when its presence is in doubt.
+const PROBED_MAX: usize = 4;
+
+/// Links remembered as down.
+const LINKS_DOWN_MAX: usize = 4_096;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     Event(MobilityEvent),
@@ -28,7 +34,8 @@ pub enum Output {
         attachment: Attachment,
         by: Sighting,
     },
-    /// The addresses attached to the link are others now: the sensor's filter follows.
+    /// The addresses attached to the link are others now: the sensor's filter follows. Several of
+    /// these may be answered by one new filter, made when all that was heard is worked off.
     HostsChanged(IfIndex),
 }
 
@@ -295,6 +302,9 @@ impl Anchor {
         if !changed {
             return;
         }
+        if self.down.len() > LINKS_DOWN_MAX {
+            self.down.pop_first(); // indices grow: the oldest one, of an interface long gone
+        }
         let first = MnId::new("!").expect("one printable character");
         let nodes: Vec<MnId> = self
             .by_link
@@ -519,8 +529,13 @@ impl Anchor {
     }
 }
 
+/// A node that has dropped one of its addresses is still there: it is asked by several, and any
+/// answer counts.
 fn probe(node: &Node, out: &mut Vec<Output>) {
-    if let (Some(Attachment { link, mac }), Some(ip)) = (node.attachment, node.probe_ip) {
+    let Some(Attachment { link, mac }) = node.attachment else { return };
+    let others = node.prefixes.iter().filter(|prefix| prefix.is_host()).map(|p| p.addr());
+    let others = others.filter(|ip| Some(*ip) != node.probe_ip);
+    for ip in node.probe_ip.into_iter().chain(others).take(PROBED_MAX) {
         out.push(Output::Probe { link, mac, ip });
     }
 }
@@ -721,6 +736,19 @@ mod tests {
         desk.anchor.handle_neighbor_failed(A, ip("10.1.0.7"), desk.now, &mut desk.out);
         desk.pass(Duration::from_secs(10));
         assert_eq!(desk.said().last(), Some(&format!("left {M7} NeighborFailed")));
+    }
+
+    #[test]
+    fn a_node_that_answers_by_another_address_is_there() {
+        let mut desk = Desk::new();
+        desk.see(A, M7, "10.1.0.7");
+        desk.see(A, M7, "2001:db8:1::7");
+        desk.said();
+        desk.anchor.handle_neighbor_failed(A, ip("10.1.0.7"), desk.now, &mut desk.out);
+        assert_eq!(desk.said(), ["probe 2001:db8:1::7", "probe 10.1.0.7"]);
+        desk.see_by(A, M7, "2001:db8:1::7", Sighting::NeighborAdvertisement);
+        desk.pass(Duration::from_secs(10));
+        assert_eq!(desk.said(), Vec::<String>::new());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::{DataPlane, Hop, KernelRoute, Kind, Op, OpError};
 use crate::types::seam::{Applied, Attachment, ForwardingChange, IfIndex};
-use crate::types::{Family, Instant, Prefix, Revision};
+use crate::types::{Family, Instant, MacAddr, Prefix, Revision};
 
 /// Entries of both kinds. A further one is refused: a delivery with a reason in [`Applied`], a
 /// BGP route with a counter.
@@ -687,6 +687,18 @@ impl<D: DataPlane> Reconciler<D> {
         }
     }
 
+    /// The kernel believes whoever answers ARP last, also a host that has no right to the address.
+    /// Who a node is was decided at its attachment.
+    pub fn handle_neighbor(&mut self, link: IfIndex, ip: IpAddr, mac: MacAddr) {
+        let key = (Prefix::host(ip), Kind::Delivery);
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        if entry.neighbor.is_some_and(|ours| ours.link == link && ours.mac != mac) {
+            self.counters.repaired += 1;
+            entry.neighbor = None;
+            self.enqueue(key);
+        }
+    }
+
     /// A route of a link that no longer exists cannot be there either.
     pub fn handle_link_gone(&mut self, link: IfIndex, now: Instant) {
         for entry in self.entries.values_mut() {
@@ -739,7 +751,6 @@ fn plan(
 mod tests {
     use super::*;
     use crate::dataplane::fake::Fake;
-    use crate::types::MacAddr;
 
     const ACCESS: IfIndex = IfIndex(7);
     const CORE: IfIndex = IfIndex(3);
@@ -977,6 +988,19 @@ mod tests {
         assert_eq!(desk.reconciler.poll_timeout(), Instant::ZERO);
         desk.settle();
         assert_eq!(desk.fake().routes.len(), 2_001);
+    }
+
+    #[test]
+    fn a_stolen_neighbour_entry_is_taken_back() {
+        let mut desk = Desk::new(Fake::default());
+        desk.apply(&[delivery("10.1.0.7", 1, 1)]);
+        let thief = MacAddr([2, 0, 0, 0, 0, 66]);
+        let slot = (ACCESS, ip("10.1.0.7"));
+        desk.fake().neighbors.insert(slot, thief);
+        desk.reconciler.handle_neighbor(slot.0, slot.1, thief);
+        desk.settle();
+        assert_eq!(desk.fake().neighbors[&slot], MacAddr([2, 0, 0, 0, 0, 1]));
+        assert_eq!(desk.hop("10.1.0.7", Kind::Delivery), Some(ON_ACCESS));
     }
 
     #[test]

@@ -162,7 +162,10 @@ struct Rig {
     revision: u64,
     events: Vec<MobilityEvent>,
     applied: Vec<Applied>,
-    noticed: Vec<Sighting>,
+    /// How nodes were sighted.
+    heard: Vec<Sighting>,
+    /// Sources of the data packets that the sensor has let through.
+    packets: Vec<IpAddr>,
 }
 
 fn pool(text: &str) -> Pool {
@@ -206,7 +209,8 @@ impl Rig {
             revision: 0,
             events: Vec::new(),
             applied: Vec::new(),
-            noticed: Vec::new(),
+            heard: Vec::new(),
+            packets: Vec::new(),
         }
     }
 
@@ -279,7 +283,13 @@ impl Rig {
         for output in heard {
             match output {
                 Output::Send { frame, .. } => self.send(&frame),
-                Output::Sighted(sighted) => self.anchor.handle_sighting(sighted, now, &mut out),
+                Output::Sighted(sighted) => {
+                    self.heard.push(sighted.by);
+                    if sighted.by == Sighting::Packet {
+                        self.packets.push(sighted.ip);
+                    }
+                    self.anchor.handle_sighting(sighted, now, &mut out);
+                }
             }
         }
         self.anchor.handle_timeout(now, &mut out);
@@ -345,7 +355,7 @@ impl Rig {
                         }
                     }
                 }
-                anchor::Output::Noticed { by, .. } => self.noticed.push(by),
+                anchor::Output::Noticed { .. } => {} // nobody here knows other anchors
             }
         }
     }
@@ -398,6 +408,11 @@ impl Rig {
         self.apply(&[ForwardingChange::RemoveDelivery { prefix: prefix(text), revision }]);
     }
 
+    fn delivers(&self, text: &str) -> bool {
+        let prefix = prefix(text);
+        self.applied.iter().any(|applied| applied.prefix == prefix && applied.result.is_ok())
+    }
+
     fn attached_by(&self) -> BTreeMap<String, Sighting> {
         let attached = self.events.iter().filter_map(|event| match event {
             MobilityEvent::Attached { prefix, by, .. } => Some((prefix.to_string(), *by)),
@@ -421,7 +436,7 @@ fn a_plain_host_attaches_by_arp_and_by_neighbor_discovery() {
     Lab::run(|lab| {
         let mut rig = Rig::new(true);
         lab.host("ping -c1 -W1 10.1.0.1");
-        rig.until("attached by IPv4", |rig| rig.applied.len() == 1);
+        rig.until("attached by IPv4", |rig| rig.delivers("10.1.0.7"));
         let routes = show("route show proto 75");
         assert!(routes.contains("10.1.0.7 dev acc0 scope link metric 10"), "{routes}");
         let neighbor = show("neigh show 10.1.0.7 dev acc0");
@@ -429,7 +444,7 @@ fn a_plain_host_attaches_by_arp_and_by_neighbor_discovery() {
         assert!(lab.host("ping -c1 -W2 10.1.0.1"), "the gateway answers the attached host");
 
         lab.host("ping -c1 -W1 2001:db8:1::1");
-        rig.until("attached by IPv6", |rig| rig.applied.len() == 2);
+        rig.until("attached by IPv6", |rig| rig.delivers("2001:db8:1::7"));
         let routes = show("-6 route show proto 75");
         assert!(routes.contains("2001:db8:1::7 dev acc0 metric 10"), "{routes}");
         let neighbor = show("-6 neigh show 2001:db8:1::7 dev acc0");
@@ -461,7 +476,7 @@ fn the_first_packet_attaches_and_opens_the_filter_for_nothing_else() {
         // The host's own multicast memberships are reported from the same source.
         let dropped = filter::dropped_packets().unwrap();
         assert!(dropped >= 1);
-        rig.until("attached", |rig| rig.applied.len() == 1);
+        rig.until("attached", |rig| rig.delivers("10.1.0.7"));
         assert_eq!(rig.attached_by()["10.1.0.7/32"], Sighting::Packet);
         lab.host_sends("10.1.0.7", "192.0.2.1");
         assert!(service.recv(&mut buffer).is_ok(), "open now");
@@ -470,8 +485,8 @@ fn the_first_packet_attaches_and_opens_the_filter_for_nothing_else() {
         rig.work_for(Duration::from_millis(50));
         assert!(service.recv(&mut buffer).is_err(), "forged");
         assert!(filter::dropped_packets().unwrap() > dropped);
-        assert_eq!(rig.applied.len(), 1);
-        assert_eq!(rig.anchor.counters().outside_pools, 1);
+        assert!(!rig.delivers("203.0.113.5"));
+        assert!(rig.anchor.counters().outside_pools >= 1);
 
         rig.release("10.1.0.7");
         lab.host_sends("10.1.0.7", "192.0.2.1");
@@ -488,17 +503,18 @@ fn the_sensor_leaves_out_attached_hosts() {
         ip(&lab.host, "addr add 10.1.0.8/24 dev h0");
         lab.host_knows_the_gateway();
         let mut rig = Rig::new(false);
-        let count = |rig: &Rig| rig.router.as_ref().unwrap().counters().sightings;
         lab.host_sends("10.1.0.7", "192.0.2.1");
-        rig.until("attached", |rig| rig.applied.len() == 1);
-        let before = count(&rig);
+        rig.until("attached", |rig| rig.delivers("10.1.0.7"));
+        // One may be in the socket since before the filter was changed.
+        rig.work_for(Duration::from_millis(20));
+        rig.packets.clear();
         for _ in 0..20 {
             lab.host_sends("10.1.0.7", "192.0.2.1");
         }
         rig.work_for(Duration::from_millis(100));
-        assert_eq!(count(&rig), before);
+        assert!(!rig.packets.contains(&"10.1.0.7".parse().unwrap()), "{:?}", rig.packets);
         lab.host_sends("10.1.0.8", "192.0.2.1");
-        rig.until("its second address", |rig| rig.applied.len() == 2);
+        rig.until("its second address", |rig| rig.delivers("10.1.0.8"));
     });
 }
 
@@ -526,7 +542,7 @@ fn a_router_solicitation_is_answered_and_the_host_configures_itself() {
         rig.until_within("SLAAC address attached", Duration::from_secs(12), |rig| {
             rig.attached_by().contains_key(slaac)
         });
-        assert!(rig.noticed.contains(&Sighting::RouterSolicitation), "{:?}", rig.noticed);
+        assert!(rig.heard.contains(&Sighting::RouterSolicitation), "{:?}", rig.heard);
         let routes = output("ip", &["-n", &lab.host, "-6", "route", "show", "default"]);
         let router = format!("via {}", link_local(GATEWAY_MAC));
         assert!(routes.contains(&router) && routes.contains("proto ra"), "{routes}");
@@ -620,6 +636,12 @@ fn what_is_taken_away_comes_back() {
         rig.deliver("2001:db8:1::7", 7);
         ip(&lab.anchor, "route del 10.1.0.7/32 proto 75");
         rig.until("repaired", |_| show("route show proto 75").contains("10.1.0.7 "));
+        // What an ARP reply of an impostor would do.
+        let stolen = "neigh replace 10.1.0.7 lladdr 02:00:00:00:00:66 dev acc0 nud reachable";
+        ip(&lab.anchor, stolen);
+        rig.until("its neighbour entry, too", |_| {
+            show("neigh show 10.1.0.7 dev acc0").contains(HOST_MAC)
+        });
         ip(&lab.anchor, "link set acc0 down");
         rig.work_for(Duration::from_millis(100));
         assert_eq!(show("route show proto 75"), "", "the kernel has dropped it without a word");
@@ -640,7 +662,7 @@ fn a_node_whose_link_goes_down_has_left_after_the_grace() {
     Lab::run(|lab| {
         let mut rig = Rig::new(false);
         lab.host("ping -c1 -W1 10.1.0.1");
-        rig.until("attached", |rig| !rig.events.is_empty());
+        rig.until("attached", |rig| rig.delivers("10.1.0.7"));
         let since = Clock::now();
         ip(&lab.host, "link set h0 down");
         rig.until("left", |rig| rig.left() == [LeaveReason::LinkDown]);
@@ -651,7 +673,7 @@ fn a_node_whose_link_goes_down_has_left_after_the_grace() {
         ip(&lab.host, "link set h0 up");
         ip(&lab.host, "route add default via 10.1.0.1");
         lab.host("ping -c1 -W1 10.1.0.1");
-        rig.until("attached again", |rig| rig.attached_by().len() == 1 && rig.anchor.len() == 1);
+        rig.until("attached again", |_| show("route show proto 75").contains("10.1.0.7 "));
     });
 }
 
@@ -668,8 +690,8 @@ fn a_node_that_no_longer_answers_has_left() {
             std::fs::write(format!("/proc/sys/net/ipv4/neigh/acc0/{key}"), value).unwrap();
         }
         lab.host("ping -c1 -W1 10.1.0.1");
-        rig.until("attached", |rig| !rig.events.is_empty());
-        ip(&lab.host, "addr del 10.1.0.7/24 dev h0");
+        rig.until("attached", |rig| rig.delivers("10.1.0.7"));
+        ip(&lab.host, "addr flush dev h0");
         // Somebody sends to it: otherwise neither we nor the kernel need to know.
         let sender = UdpSocket::bind("10.1.0.1:0").unwrap();
         let mut last = Clock::now();
