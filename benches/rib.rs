@@ -1,7 +1,8 @@
 //! The RIB alone, in process: from UPDATE bodies to octets for peers, without sockets.
 //!
-//! `cargo bench --bench rib [-- <prefixes> [moves]]` prints per scenario the time per prefix and the peak memory.
-//! It is the tool for working on the hot path; comparisons with other daemons are made elsewhere, over TCP.
+//! `cargo bench --bench rib [-- <prefixes> [moves]]` prints per scenario the time per prefix and
+//! the peak memory. It is the tool for working on the hot path; comparisons with other daemons are
+//! made elsewhere, over TCP.
 
 use std::hint::black_box;
 use std::net::Ipv4Addr;

@@ -1,12 +1,14 @@
 //! From best paths to messages: each UPDATE is encoded once per group and handed to all members.
 //!
-//! What a peer has been told of a prefix is not stored. It follows from the entry: all in-sync peers
-//! have been told the path `adv_*`, as their group gets it, except the peer that it came from. When
-//! an entry is settled, the difference of before and after gives each member its announcement or withdrawal.
+//! What a peer has been told of a prefix is not stored. It follows from the entry: all in-sync
+//! peers have been told the path `adv_*`, as their group gets it, except the peer that it came
+//! from. When an entry is settled, the difference of before and after gives each member its
+//! announcement or withdrawal.
 //!
-//! A peer that cannot follow (congested) or is behind (new, refresh) is *lagging*: it leaves the group and has
-//! a bit per entry "to be told", so that its backlog is bounded by the table and holds the newest
-//! state only. When no bit is left, it is what an in-sync peer is, and joins its group again.
+//! A peer that cannot follow (congested) or is behind (new, refresh) is *lagging*: it leaves the
+//! group and has a bit per entry "to be told", so that its backlog is bounded by the table and
+//! holds the newest state only. When no bit is left, it is what an in-sync peer is, and joins its
+//! group again.
 
 use bytes::Bytes;
 
@@ -22,7 +24,8 @@ use crate::wire::bgp::{
     encode_end_of_rib,
 };
 
-/// Messages of one batch for the same peers are handed out together, about this many octets at a time.
+/// Messages of one batch for the same peers are handed out together, about this many octets at a
+/// time.
 const HAND_OUT: usize = 64 * 1024;
 
 pub(super) type Send<'s> = dyn FnMut(PeerId, Bytes) + 's;
@@ -43,15 +46,17 @@ pub(super) struct Lagging {
     /// Entries that the peer has not been told the `adv_*` of.
     pending: Bits,
     count: usize,
-    /// Of the pending ones: the peer was told something else before, which may have to be withdrawn.
+    /// Of the pending ones: the peer was told something else before, which may have to be
+    /// withdrawn.
     had: Bits,
     cursor: u32,
     end_of_rib_due: bool,
     refresh: Refresh,
     /// Everything is being told again.
     repeating: bool,
-    /// Asked again meanwhile, or before the initial dump was over (RFC 7313 §4: no BoRR before End-of-RIB).
-    /// One repetition answers all of these, so that a peer cannot make us walk the table at its own pace.
+    /// Asked again meanwhile, or before the initial dump was over (RFC 7313 §4: no BoRR before
+    /// End-of-RIB). One repetition answers all of these, so that a peer cannot make us walk the
+    /// table at its own pace.
     refresh_after: bool,
 }
 
@@ -108,7 +113,8 @@ struct Bucket {
     next: u32,
 }
 
-/// Prefixes of one flush, sorted into buckets of equal attributes and source. Scratch: kept for its memory.
+/// Prefixes of one flush, sorted into buckets of equal attributes and source. Scratch: kept for its
+/// memory.
 #[derive(Debug)]
 pub(super) struct Batch<A> {
     number: u64,
@@ -210,7 +216,8 @@ impl<A: Addr> Batch<A> {
     }
 }
 
-/// Encoded sets, per group and source: a direct-mapped cache, because a move storm repeats few of them.
+/// Encoded sets, per group and source: a direct-mapped cache, because a move storm repeats few of
+/// them.
 #[derive(Debug)]
 pub(super) struct Encoder {
     cached: Vec<Option<Cached>>,
@@ -391,8 +398,8 @@ impl<A: Addr> Table<A> {
         count
     }
 
-    /// Gives lagging peers that can take it at most about `budget` prefixes in all, in turn. `all_settled`:
-    /// nothing is dirty, so that a finished dump is everything.
+    /// Gives lagging peers that can take it at most about `budget` prefixes in all, in turn.
+    /// `all_settled`: nothing is dirty, so that a finished dump is everything.
     pub(super) fn flush_lagging(
         &mut self,
         sh: &mut Shared,
@@ -652,8 +659,8 @@ fn tell_group<A: Addr>(
     withdraw(sh, encoder, group, withdrawn_from, To::Only, send);
 }
 
-/// Leaves the last octets in `encoder.out`, so that they go with what follows for the same peers. False when
-/// the attributes leave no room for a prefix (RFC 8654 §4).
+/// Leaves the last octets in `encoder.out`, so that they go with what follows for the same peers.
+/// False when the attributes leave no room for a prefix (RFC 8654 §4).
 fn announce<A: Addr>(
     sh: &mut Shared,
     encoder: &mut Encoder,

@@ -1,6 +1,6 @@
-//! Attribute sets, each kept once and counted; what the decision needs of them is worked out when they
-//! come in. Beside it a cache from raw attribute blocks to sets, so that the UPDATEs of a load,
-//! which repeat few blocks, are not walked again.
+//! Attribute sets, each kept once and counted; what the decision needs of them is worked out when
+//! they come in. Beside it a cache from raw attribute blocks to sets, so that the UPDATEs of a
+//! load, which repeat few blocks, are not walked again.
 
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr};
@@ -373,8 +373,8 @@ impl NextHops {
     }
 }
 
-/// Four-way associative; a block that does not fit pushes out the one that was put there longest ago.
-/// It is a cache of references: up to `BLOCKS` sets outlive their last route.
+/// Four-way associative; a block that does not fit pushes out the one that was put there longest
+/// ago. It is a cache of references: up to `BLOCKS` sets outlive their last route.
 #[derive(Debug)]
 struct BlockCache {
     hasher: FixedState,

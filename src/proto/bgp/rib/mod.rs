@@ -1,8 +1,9 @@
 //! The RIB of a BGP speaker and route reflector (RFC 4271 §9, RFC 4456): what peers said, which
 //! route is best, and what each peer has still to be told. Sans-IO.
 //!
-//! The caller feeds UPDATE bodies, then calls [`Rib::flush`] once per batch of input: a single change
-//! leaves at once, a storm is packed by itself, because only the newest state of a prefix is kept.
+//! The caller feeds UPDATE bodies, then calls [`Rib::flush`] once per batch of input: a single
+//! change leaves at once, a storm is packed by itself, because only the newest state of a prefix is
+//! kept.
 
 mod advertise;
 mod attr_store;
@@ -55,10 +56,11 @@ pub struct RibConfig {
     pub routes_max: usize,
     /// Paths of all prefixes together; what is beyond is refused and counted like a prefix.
     pub paths_max: usize,
-    /// Different attribute sets. A route with a new one beyond is refused (treated as withdrawn) and counted.
+    /// Different attribute sets. A route with a new one beyond is refused (treated as withdrawn)
+    /// and counted.
     pub attribute_sets_max: usize,
-    /// Memory of all sets together, so that a few peers cannot fill it with long ones. At the limit the
-    /// same happens.
+    /// Memory of all sets together, so that a few peers cannot fill it with long ones. At the limit
+    /// the same happens.
     pub attribute_octets_max: usize,
 }
 
@@ -174,7 +176,8 @@ pub struct PathView<'a> {
     pub attributes: &'a Attributes,
     pub best: bool,
     pub stale: bool,
-    /// For the best path, the step that decided against the second; for others, the step at which they lost to it.
+    /// For the best path, the step that decided against the second; for others, the step at which
+    /// they lost to it.
     pub reason: Reason,
 }
 
@@ -184,7 +187,8 @@ pub struct RouteView<'a> {
     pub paths: Vec<PathView<'a>>,
 }
 
-/// Where a paged listing goes on. Stable as long as the RIB lives; a prefix that comes or goes meanwhile may be missed.
+/// Where a paged listing goes on. Stable as long as the RIB lives; a prefix that comes or goes
+/// meanwhile may be missed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor(u32);
 
@@ -287,8 +291,8 @@ impl Rib {
     }
 
     /// A session came up, perhaps again (its stale paths are kept). The initial dump and End-of-RIB
-    /// follow by [`Self::flush`]. A peer that is up already starts anew, as after a lost session with
-    /// graceful restart: call [`Self::sweep_stale`] when it has repeated its routes.
+    /// follow by [`Self::flush`]. A peer that is up already starts anew, as after a lost session
+    /// with graceful restart: call [`Self::sweep_stale`] when it has repeated its routes.
     ///
     /// # Panics
     /// For [`PeerId::LOCAL`], which is not a peer.
@@ -319,8 +323,9 @@ impl Rib {
     }
 
     /// The session went down. Paths of the families in `keep_stale` are kept until
-    /// [`Self::sweep_stale`] (RFC 4724 §4.2); those that were stale already go (§4.2, consecutive restarts).
-    /// Other paths are removed little by little, by [`Self::flush`], unless a new session repeats them first.
+    /// [`Self::sweep_stale`] (RFC 4724 §4.2); those that were stale already go (§4.2, consecutive
+    /// restarts). Other paths are removed little by little, by [`Self::flush`], unless a new
+    /// session repeats them first.
     pub fn peer_down(&mut self, peer: PeerId, keep_stale: &[Family]) {
         if self.shared.peers.get(peer).is_none() {
             return;
@@ -372,8 +377,8 @@ impl Rib {
         }
     }
 
-    /// The peer begins to send everything again (RFC 7313 §4). False when it is ignored, because the
-    /// peer's End-of-RIB is still to come.
+    /// The peer begins to send everything again (RFC 7313 §4). False when it is ignored, because
+    /// the peer's End-of-RIB is still to come.
     pub fn handle_borr(&mut self, peer: PeerId, family: Family) -> bool {
         let Some(p) = self.shared.peers.get_up(peer) else { return false };
         if p.restarting[slot(family)] {
@@ -432,8 +437,9 @@ impl Rib {
         }
     }
 
-    /// What the IGP (or the kernel) says about next hops: `None` is unreachable. An address never named
-    /// here is eligible with metric 0. One walk of the tables per call: pass changes together.
+    /// What the IGP (or the kernel) says about next hops: `None` is unreachable. An address never
+    /// named here is eligible with metric 0. One walk of the tables per call: pass changes
+    /// together.
     pub fn set_next_hop_metrics(&mut self, metrics: &[(IpAddr, Option<u32>)]) {
         let sh = &mut self.shared;
         let mut changed: Vec<u32> = metrics
@@ -471,9 +477,10 @@ impl Rib {
             })
     }
 
-    /// Hands out what peers are to be told: each `Bytes` is one or several whole messages, to be sent
-    /// in order. At most about `budget` prefixes are processed; call again while [`Self::has_pending`].
-    /// News go before the removal of stale paths and before backlogs, which always get a share.
+    /// Hands out what peers are to be told: each `Bytes` is one or several whole messages, to be
+    /// sent in order. At most about `budget` prefixes are processed; call again while
+    /// [`Self::has_pending`]. News go before the removal of stale paths and before backlogs, which
+    /// always get a share.
     pub fn flush(&mut self, budget: usize, send: &mut dyn FnMut(PeerId, Bytes)) {
         let budget = budget.max(4);
         let (sh, encoder) = (&mut self.shared, &mut self.encoder);
@@ -494,8 +501,8 @@ impl Rib {
         self.v6.flush_lagging(sh, encoder, left, settled, send);
     }
 
-    /// True when the peer has been told everything of this family: no initial dump or backlog is left
-    /// (though news may be waiting for the next [`Self::flush`]).
+    /// True when the peer has been told everything of this family: no initial dump or backlog is
+    /// left (though news may be waiting for the next [`Self::flush`]).
     pub fn in_sync(&self, peer: PeerId, family: Family) -> bool {
         self.shared.peers.get_up(peer).is_some_and(|p| match family {
             Family::Ipv4 => self.v4.is_in_sync(peer.0, p.group),
@@ -510,7 +517,8 @@ impl Rib {
         }
     }
 
-    /// Paths accepted from a peer and kept, stale ones included; what is about to be removed does not count.
+    /// Paths accepted from a peer and kept, stale ones included; what is about to be removed does
+    /// not count.
     pub fn peer_paths(&self, peer: PeerId, family: Family) -> usize {
         let condemned = match family {
             Family::Ipv4 => self.v4.condemned(&self.shared, peer.0),
@@ -519,7 +527,8 @@ impl Rib {
         self.shared.peers.get(peer).map_or(0, |p| p.paths[slot(family)] - condemned)
     }
 
-    /// Of [`Self::peer_paths`], those that the peer has not repeated since its restart or since BoRR.
+    /// Of [`Self::peer_paths`], those that the peer has not repeated since its restart or since
+    /// BoRR.
     pub fn peer_stale_paths(&self, peer: PeerId, family: Family) -> usize {
         let stale = self.shared.peers.stale(peer.0, family);
         match family {
@@ -532,8 +541,8 @@ impl Rib {
         self.shared.attrs.len()
     }
 
-    /// Forgets which attribute blocks mean what, and with them the sets that no route uses: for a caller
-    /// that wants the memory back.
+    /// Forgets which attribute blocks mean what, and with them the sets that no route uses: for a
+    /// caller that wants the memory back.
     pub fn forget_blocks(&mut self) {
         self.shared.attrs.forget_blocks();
     }

@@ -49,7 +49,8 @@ pub(super) struct Peer {
     pub paths: [usize; 2],
     /// Of them, those that a former session left, or that a refresh has not repeated yet.
     pub stale: [usize; 2],
-    /// Stale paths of a restart are waiting for End-of-RIB: a BoRR before it is ignored (RFC 7313 §4).
+    /// Stale paths of a restart are waiting for End-of-RIB: a BoRR before it is ignored (RFC 7313
+    /// §4).
     pub restarting: [bool; 2],
     pub accept_all: [bool; 2],
 }

@@ -1,8 +1,9 @@
 //! The table of one family: prefixes, their paths, which is best, and what has been told.
 //!
-//! An entry holds the best path itself; most prefixes have one path only, or two while a node moves,
-//! so that further paths are in a list outside. `adv_*` is the path that all in-sync peers
-//! have been told: the Adj-RIB-Out of a peer is not stored, it follows from it (see `advertise.rs`).
+//! An entry holds the best path itself; most prefixes have one path only, or two while a node
+//! moves, so that further paths are in a list outside. `adv_*` is the path that all in-sync peers
+//! have been told: the Adj-RIB-Out of a peer is not stored, it follows from it (see
+//! `advertise.rs`).
 
 use std::collections::VecDeque;
 
@@ -133,7 +134,8 @@ impl Shared {
         rank
     }
 
-    /// A route of our own is used although its next hop may be unknown to the IGP: it is where we say.
+    /// A route of our own is used although its next hop may be unknown to the IGP: it is where we
+    /// say.
     fn is_eligible(&self, path: Path) -> bool {
         path.peer == PeerId::LOCAL.0
             || self.attrs.next_hops.metric(self.attrs.key(path.attrs).next_hop).is_some()
@@ -253,8 +255,8 @@ impl<A: Addr> Table<A> {
         }
     }
 
-    /// Hashes of some keys. On the way their index slots, and then the entries that these name, come into
-    /// the cache side by side instead of one after the other.
+    /// Hashes of some keys. On the way their index slots, and then the entries that these name,
+    /// come into the cache side by side instead of one after the other.
     #[inline]
     fn touch(&self, keys: &[Key<A>]) -> [u32; GROUP] {
         let mut hashes = [0; GROUP];
@@ -641,5 +643,6 @@ pub(super) const fn reader_bit(reader: usize) -> u8 {
     CHANGED << reader
 }
 
-/// Keys whose index slots are fetched together: more than the memory system has in flight is no use.
+/// Keys whose index slots are fetched together: more than the memory system has in flight is no
+/// use.
 const GROUP: usize = 16;

@@ -24,8 +24,8 @@ const fn number(reader: ChangeReader) -> usize {
 }
 
 impl Rib {
-    /// Starts (with all that is there) or stops the list of changes of this reader. The list holds each prefix
-    /// once, so that it is bounded by the table however long nobody drains it.
+    /// Starts (with all that is there) or stops the list of changes of this reader. The list holds
+    /// each prefix once, so that it is bounded by the table however long nobody drains it.
     pub fn enable_changes(&mut self, reader: ChangeReader, on: bool) {
         let n = number(reader);
         if on {
@@ -39,8 +39,9 @@ impl Rib {
         }
     }
 
-    /// Calls `each` for at most `limit` prefixes whose best path changed, in the order of their first change
-    /// (IPv4 before IPv6), with the newest state; `None` is "no route any more". True when more are waiting.
+    /// Calls `each` for at most `limit` prefixes whose best path changed, in the order of their
+    /// first change (IPv4 before IPv6), with the newest state; `None` is "no route any more". True
+    /// when more are waiting.
     pub fn drain_changes(
         &mut self,
         reader: ChangeReader,
@@ -60,8 +61,8 @@ impl Rib {
         }
     }
 
-    /// The longest prefix with a usable route that contains `addr`. One look-up per length: for people, not
-    /// for packets.
+    /// The longest prefix with a usable route that contains `addr`. One look-up per length: for
+    /// people, not for packets.
     pub fn find_covering(&self, addr: IpAddr) -> Option<RouteView<'_>> {
         let bits = Prefix::host(addr).len();
         (0..=bits)
@@ -78,8 +79,9 @@ impl Rib {
         }
     }
 
-    /// At most `limit` routes from `cursor` on, and where to go on (`None`: that was all). Each call looks at
-    /// a bounded number of prefixes, so a page may be short or empty although there is more.
+    /// At most `limit` routes from `cursor` on, and where to go on (`None`: that was all). Each
+    /// call looks at a bounded number of prefixes, so a page may be short or empty although there
+    /// is more.
     pub fn routes(
         &self,
         family: Family,
@@ -95,8 +97,8 @@ impl Rib {
 }
 
 impl Rib {
-    /// What a peer has been told, as it was told (the Adj-RIB-Out); paged like [`Self::routes`]. Prefixes that
-    /// are waiting to be told are left out.
+    /// What a peer has been told, as it was told (the Adj-RIB-Out); paged like [`Self::routes`].
+    /// Prefixes that are waiting to be told are left out.
     pub fn advertised(
         &self,
         peer: PeerId,
@@ -273,8 +275,8 @@ impl<A: Addr> Table<A> {
     }
 }
 
-/// The rule by which `winner` beat `loser`. One by one the loser may look better, when a third path struck
-/// it out by MED: then that was the reason.
+/// The rule by which `winner` beat `loser`. One by one the loser may look better, when a third path
+/// struck it out by MED: then that was the reason.
 fn lost_by(winner: &decision::Rank, loser: &decision::Rank) -> Reason {
     match decision::compare(winner, loser) {
         (Ordering::Less | Ordering::Equal, reason) => reason,

@@ -1,4 +1,5 @@
-//! Random use, and a naive model beside it: in the end every peer must hold exactly what the model says.
+//! Random use, and a naive model beside it: in the end every peer must hold exactly what the model
+//! says.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -316,7 +317,8 @@ fn every_peer_ends_with_what_the_model_says() {
     }
 }
 
-/// Nothing is left behind when everybody has gone: no entry, and no set but those that the block cache keeps.
+/// Nothing is left behind when everybody has gone: no entry, and no set but those that the block
+/// cache keeps.
 #[test]
 fn everything_is_given_back() {
     for seed in 100..110 {

@@ -79,7 +79,8 @@ fn paths_are_bounded_too() {
     assert_eq!(lab.say(2, &attributes(2), &all, &[]).announced, 2);
 }
 
-/// With the store of sets full, a route with a new set is as withdrawn: its old path is no longer true.
+/// With the store of sets full, a route with a new set is as withdrawn: its old path is no longer
+/// true.
 #[test]
 fn a_full_attribute_store_refuses_new_sets() {
     let mut lab = Lab::with(RibConfig { attribute_sets_max: 1, ..config() });
@@ -236,8 +237,8 @@ fn end_of_rib_and_silent_peers() {
     assert_eq!(lab.rib.handle_update(PeerId(44), &end, Instant::ZERO), UpdateOutcome::default());
 }
 
-/// Whatever the octets: no panic, and a RIB that knows the block of the unharmed message reacts like one that
-/// reads everything the long way.
+/// Whatever the octets: no panic, and a RIB that knows the block of the unharmed message reacts
+/// like one that reads everything the long way.
 #[test]
 fn the_short_way_and_the_long_way_agree_on_damaged_messages() {
     let n = info(Client, 1).negotiated;
