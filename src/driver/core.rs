@@ -104,7 +104,6 @@ pub struct Core {
 }
 
 impl State {
-    #[expect(clippy::too_many_arguments, reason = "one of each thing the thread owns")]
     pub fn new(
         node: Node,
         forwarding: Option<Forwarding>,
