@@ -414,13 +414,7 @@ pub fn listen(core: &Rc<Core>, config: &Checked, tls: Option<TlsConfig>) -> Resu
         let tls = Rc::new(tls);
         let peers: Rc<Vec<AnchorId>> = Rc::new(linked(config).map(|p| p.anchor_id).collect());
         for &addr in &files.listen {
-            // Not as for BGP: `[::]` takes IPv4 too here, and the file says so.
-            let listener = std::net::TcpListener::bind(addr)
-                .and_then(|listener| {
-                    listener.set_nonblocking(true)?;
-                    tokio::net::TcpListener::from_std(listener)
-                })
-                .map_err(RunError::io(format!("context transfer, {addr}")))?;
+            let listener = tcp::listen(addr).map_err(RunError::io("context transfer"))?;
             tokio::task::spawn_local(links::run_listener(
                 Rc::clone(core),
                 Rc::clone(&tls),
