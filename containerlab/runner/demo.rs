@@ -23,7 +23,7 @@ use super::traffic::{Flows, Plan, Report, Transfer, now_ns};
 const PACE: Duration = Duration::from_millis(1);
 /// How long a move is watched.
 const WATCH: Duration = Duration::from_secs(2);
-const SESSIONS_LIMIT: Duration = Duration::from_secs(30);
+const CONNECTED_LIMIT: Duration = Duration::from_secs(30);
 const AGREE_LIMIT: Duration = Duration::from_secs(10);
 /// Ports of the flows: one for each, from here on.
 const FIRST_PORT: u16 = 20_000;
@@ -37,7 +37,7 @@ pub fn run(name: &str) -> Result<()> {
     let started = Instant::now();
     let lab = Lab::up(name, true)?;
     let scene = Scene::of(&lab)?;
-    wait_for_sessions(&lab, &scene)?;
+    scene.wait_until_connected(&lab, CONNECTED_LIMIT)?;
     let first = scene.anchors.keys().next().ok_or("no anchor")?.clone();
     for host in scene.hosts.keys() {
         // Whoever speaks first is noticed; a host that roams in does.
@@ -113,19 +113,6 @@ pub fn run(name: &str) -> Result<()> {
     });
     fs::write(&file, serde_json::to_string_pretty(&all)?)?;
     println!("written: {}", file.display());
-    Ok(())
-}
-
-/// All routers have all their neighbours.
-fn wait_for_sessions(lab: &Lab, scene: &Scene) -> Result<()> {
-    for router in &scene.routers {
-        wait_until(&format!("all BGP sessions of {router}"), SESSIONS_LIMIT, || {
-            let sessions = lab.bgp_sessions(router)?;
-            let down: Vec<_> =
-                sessions.iter().filter(|(_, up)| !**up).map(|(peer, _)| peer).collect();
-            if down.is_empty() { Ok(Some(())) } else { Err(format!("down: {down:?}").into()) }
-        })?;
-    }
     Ok(())
 }
 
@@ -227,12 +214,10 @@ fn one_move(
 /// The timeline of the node's last move, as text and as the API tells it.
 fn trace(lab: &Lab, anchor: &str, mn: &str) -> Result<(String, Vec<Value>)> {
     let killick = killick_program()?;
-    let namespace = lab.namespace(anchor)?;
-    let text = namespace::run(namespace.command(&killick).args(["trace", mn]))?;
-    let told = namespace::run(namespace.command(&killick).args(["trace", mn, "-o", "json"]))?;
-    let told: Value = serde_json::from_str(&told)?;
+    let text = namespace::run(lab.namespace(anchor)?.command(&killick).args(["trace", mn]))?;
+    let told = lab.killick_json(anchor, &format!("trace {mn}"))?;
     // Newest first; the older ones are of older moves.
-    let newest = told["data"].as_array().and_then(|traces| traces.first());
+    let newest = told.as_array().and_then(|traces| traces.first());
     let newest = newest.ok_or("the trace is empty")?;
     Ok((text, newest["steps"].as_array().cloned().unwrap_or_default()))
 }
