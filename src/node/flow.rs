@@ -127,6 +127,11 @@ impl Node {
         self.config.own
     }
 
+    /// Attaches that wait for a context, and bindings that are not announced yet.
+    pub fn unfinished(&self) -> usize {
+        self.waiting.len() + self.underway.len()
+    }
+
     // ---- 1: something happened to a node --------------------------------------------------
 
     pub(super) fn handle_event(
