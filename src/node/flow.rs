@@ -127,6 +127,11 @@ impl Node {
         self.config.own
     }
 
+    /// Attaches that wait for a context, and bindings that are not announced yet.
+    pub fn unfinished(&self) -> usize {
+        self.waiting.len() + self.underway.len()
+    }
+
     // ---- 1: something happened to a node --------------------------------------------------
 
     pub(super) fn handle_event(
@@ -306,6 +311,8 @@ impl Node {
             if self.waiting.remove(&prefix).is_none() {
                 continue; // came with the context of a sibling
             }
+            // It may have moved to another link meanwhile.
+            let attachment = self.anchor_of(prefix).or(attachment);
             let unheard = self.heard(prefix).is_none();
             let (context, mode, from) = match &result {
                 Ok(imported) => {
@@ -698,10 +705,31 @@ impl Node {
         for change in &changes {
             let evidence = Evidence { held_elsewhere: true, attachment: None };
             self.carry_change(change, evidence, now, out);
+            // What the store had is delivered before the iec knows of it: it cannot release that.
+            if self.egress.find(prefix).is_some() {
+                let revision = change.revision;
+                self.carry_policy(PolicyChange::Release { prefix, revision }, now, out);
+            }
+            if let Some(old) = &change.old {
+                self.forget_import(&old.mn, now, out);
+            }
         }
     }
 
+    /// A context that is still asked for is of no use when nothing of the node is left here.
+    fn forget_import(&mut self, mn: &MnId, now: Instant, out: &mut Vec<Output>) {
+        let is_here = !self.location.prefixes_of(mn).is_empty();
+        if is_here || self.waiting.values().any(|w| w.mn == *mn) {
+            return;
+        }
+        let mut said = Vec::new();
+        self.mctx.handle_left(mn, now, &mut said);
+        self.carry_mctx(said, now, out);
+    }
+
     fn handle_left(&mut self, mn: &MnId, reason: LeaveReason, now: Instant, out: &mut Vec<Output>) {
+        self.waiting.retain(|_, w| w.mn != *mn);
+        self.forget_import(mn, now, out);
         for prefix in self.location.prefixes_of(mn).to_vec() {
             let Some(held) = self.location.find(prefix).filter(|b| b.anchor == self.config.own)
             else {
