@@ -177,7 +177,7 @@ fn one_move(
     } else {
         None
     };
-    let (trace, phases) = trace(lab, to, &known.mac)?;
+    let (trace, steps) = trace(lab, to, &known.mac)?;
     println!("  killick trace {} at {to}:", known.mac);
     trace.lines().for_each(|line| println!("    {line}"));
     println!("  the routers before and after ({}):", known.addresses[0]);
@@ -198,10 +198,12 @@ fn one_move(
     for (family, address) in known.addresses.iter().enumerate() {
         let (up, down) = (&reports[2 * family], &reports[2 * family + 1]);
         let both = sum(&[up.clone(), down.clone()]);
+        let prefix = format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 });
+        let (phases, announced) = phases(&steps, &prefix);
         rows.push(json!({
             "mobile_node": known.mac,
             "host": host,
-            "prefix": format!("{address}/{}", if address.is_ipv4() { 32 } else { 128 }),
+            "prefix": prefix,
             "from": from,
             "to": to,
             "mode": scene.mode,
@@ -215,15 +217,15 @@ fn one_move(
             "tcp": if family == 0 { json!(transfer) } else { Value::Null },
             "link_change_ms": link_ms,
             "phases": phases,
+            "sighted_to_announced_us": announced,
             "routers_agree": agreed.is_ok(),
         }));
     }
     Ok(rows)
 }
 
-/// The timeline of the node's last move as text, and its phases: microseconds from the step before,
-/// and `total` up to the last one.
-fn trace(lab: &Lab, anchor: &str, mn: &str) -> Result<(String, Map<String, Value>)> {
+/// The timeline of the node's last move, as text and as the API tells it.
+fn trace(lab: &Lab, anchor: &str, mn: &str) -> Result<(String, Vec<Value>)> {
     let killick = killick_program()?;
     let namespace = lab.namespace(anchor)?;
     let text = namespace::run(namespace.command(&killick).args(["trace", mn]))?;
@@ -232,17 +234,28 @@ fn trace(lab: &Lab, anchor: &str, mn: &str) -> Result<(String, Map<String, Value
     // Newest first; the older ones are of older moves.
     let newest = told["data"].as_array().and_then(|traces| traces.first());
     let newest = newest.ok_or("the trace is empty")?;
+    Ok((text, newest["steps"].as_array().cloned().unwrap_or_default()))
+}
+
+/// Of one prefix: each phase with the microseconds since the one before; and those from the
+/// sighting to the announcement, which is the part that killick is responsible for.
+fn phases(steps: &[Value], prefix: &str) -> (Map<String, Value>, Option<u64>) {
     let mut phases = Map::new();
-    let mut before = 0;
-    for step in newest["steps"].as_array().into_iter().flatten() {
-        if let (Some(phase), Some(at)) = (step["phase"].as_str(), step["at-us"].as_u64()) {
-            let sum = phases.get(phase).and_then(Value::as_u64).unwrap_or(0) + (at - before);
-            phases.insert(phase.to_owned(), json!(sum));
-            before = at;
+    let (mut first, mut before, mut announced) = (None, 0, None);
+    for step in steps.iter().filter(|step| step["prefix"] == prefix) {
+        let (Some(phase), Some(at)) = (step["phase"].as_str(), step["at-us"].as_u64()) else {
+            continue;
+        };
+        let first = *first.get_or_insert(at);
+        let since = if phases.is_empty() { 0 } else { at.saturating_sub(before) };
+        let sum = phases.get(phase).and_then(Value::as_u64).unwrap_or(0) + since;
+        phases.insert(phase.to_owned(), json!(sum));
+        before = at;
+        if matches!(phase, "announced" | "at_home") {
+            announced.get_or_insert(at - first);
         }
     }
-    phases.insert("total".to_owned(), json!(before));
-    Ok((text, phases))
+    (phases, announced)
 }
 
 /// A line for each router: what it says about the address, in its own words as far as one line goes.
