@@ -8,6 +8,7 @@
 //! of another anchor, is heard then is let go; a node that is here all the same is sighted with its
 //! next packet and moves back properly.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::claims::{Heard, host_route};
@@ -225,6 +226,7 @@ impl Node {
     /// The peers' tables are here, or it has been long enough.
     pub fn end_recovery(&mut self, now: Instant, out: &mut Vec<Output>) {
         let Some((_, stored)) = self.recovering.take() else { return };
+        self.judge_recent(&stored, now, out);
         for binding in stored {
             let prefix = binding.prefix;
             if self.location.find(prefix).is_none_or(|b| b.claim() != binding.claim()) {
@@ -252,6 +254,26 @@ impl Node {
                 Some(_) | None => {}
             }
             self.announce_restored(&binding, now, out);
+        }
+    }
+
+    /// What has been bound during the recovery, by sightings or by reports, has not been compared
+    /// with the table either: nobody says a second time what was heard then.
+    fn judge_recent(&mut self, stored: &[Binding], now: Instant, out: &mut Vec<Output>) {
+        let stored: BTreeSet<(Prefix, Claim)> =
+            stored.iter().map(|b| (b.prefix, b.claim())).collect();
+        let mut recent = Vec::new();
+        let mut cursor = Some(0);
+        while let Some(from) = cursor {
+            let page = self.location.page(from, CHANGES_PER_TURN);
+            let known = page.bindings.iter().map(|b| (b.prefix, b.claim()));
+            recent.extend(known.filter(|known| !stored.contains(known)));
+            cursor = page.next;
+        }
+        for (prefix, _) in recent {
+            if let Some(heard) = self.heard(prefix) {
+                self.handle_heard(prefix, heard, now, out);
+            }
         }
     }
 
