@@ -110,9 +110,12 @@ impl Node {
             });
         let (local_as, own) = (self.config.local_as, self.config.own);
         let (location, pools) = (&self.location, &self.pools);
-        let mut heard = Vec::new();
+        let (mut heard, mut ours) = (Vec::new(), Vec::new());
         more |= rib.drain_changes(ChangeReader::Mobility, CHANGES_PER_TURN, &mut |prefix, best| {
-            let Some(best) = best.filter(|b| b.peer != PeerId::LOCAL) else { return };
+            let Some(best) = best else { return };
+            if best.peer == PeerId::LOCAL {
+                return ours.push(prefix);
+            }
             // Only what we hold, or once held, can be news to us; one lookup for all others.
             if location.known_claim(prefix).is_none() || pools.find(prefix).is_none() {
                 return;
@@ -120,6 +123,14 @@ impl Node {
             let claim = Heard::from_attributes(best.attributes, local_as);
             heard.extend(claim.filter(|h| h.anchor != own).map(|h| (prefix, h)));
         });
+        // Ours is the best here, but other routers have rules of their own: when both are settled,
+        // each of two anchors would believe itself for ever.
+        for prefix in ours {
+            rib.find_others(prefix, &mut |other| {
+                let rival = Heard::from_attributes(other.attributes, local_as);
+                heard.extend(rival.filter(|h| h.anchor != own).map(|h| (prefix, h)));
+            });
+        }
         for (prefix, heard) in heard {
             self.handle_heard(prefix, heard, now, out);
         }

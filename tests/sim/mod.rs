@@ -89,7 +89,10 @@ fn try_many(first: u64, count: u64, time: Duration) {
                     events.fetch_add(outcome.events, Ordering::Relaxed);
                     done.fetch_add(1, Ordering::Relaxed);
                     if !outcome.wrong.is_empty() {
-                        failures.lock().unwrap().push((first + i * step, report(first + i * step, &outcome)));
+                        failures
+                            .lock()
+                            .unwrap()
+                            .push((first + i * step, report(first + i * step, &outcome)));
                     }
                 }
             });
