@@ -66,7 +66,10 @@ fn prefix(world: &World, host: &Host, prefix: Prefix, wrong: &mut Vec<String>) {
         let stage = node.iec.stage(prefix);
         if owner == Some(who) {
             if bound.is_none_or(|b| b.anchor != anchor_id(who) || b.mn != host.mn()) {
-                wrong.push(format!("{prefix}: {who} does not hold it: {:?}", bound.map(|b| b.claim())));
+                wrong.push(format!(
+                    "{prefix}: {who} does not hold it: {:?}",
+                    bound.map(|b| b.claim())
+                ));
             }
             let right = delivered
                 .is_some_and(|a| a.mac == host.mac && host.at.is_some_and(|p| p.link == a.link.0));
@@ -78,7 +81,10 @@ fn prefix(world: &World, host: &Host, prefix: Prefix, wrong: &mut Vec<String>) {
             }
         } else {
             if bound.is_some() || announced {
-                wrong.push(format!("{prefix}: {who} holds it too: {:?} {stage:?}", bound.map(|b| b.claim())));
+                wrong.push(format!(
+                    "{prefix}: {who} holds it too: {:?} {stage:?}",
+                    bound.map(|b| b.claim())
+                ));
             }
             if delivered.is_some() {
                 wrong.push(format!("{prefix}: {who} delivers it too: {delivered:?}"));
@@ -93,7 +99,10 @@ fn prefix(world: &World, host: &Host, prefix: Prefix, wrong: &mut Vec<String>) {
         let Some(node) = world.node(who) else { continue };
         let bound = node.location.find(prefix);
         if bound.map(|b| b.anchor) != owner.map(anchor_id) {
-            wrong.push(format!("{prefix}: controller {who} believes {:?}", bound.map(|b| b.claim())));
+            wrong.push(format!(
+                "{prefix}: controller {who} believes {:?}",
+                bound.map(|b| b.claim())
+            ));
         }
         let announced = node.iec.is_announced(prefix);
         if announced != (owner.is_some() && !at_home) {

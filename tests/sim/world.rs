@@ -1213,8 +1213,11 @@ impl World {
             _ => return self.say(|| "  … no link".into()),
         };
         let copies = 1 + usize::from(self.random.chance(self.plan.duplication));
+        // A link is a TLS stream: nothing is lost before the link is, and after that everything is
+        // reported anew. Transfers and reports do not rely on that, so they are treated worse.
+        let relies = matches!(signal, Signal::Newer { .. });
         for _ in 0..copies {
-            if self.random.chance(self.plan.loss) {
+            if !relies && self.random.chance(self.plan.loss) {
                 self.say(|| "  … lost".into());
                 continue;
             }
