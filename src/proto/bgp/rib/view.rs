@@ -41,12 +41,8 @@ impl Rib {
 
     /// Calls `each` for at most `limit` prefixes whose best path changed, in the order of their
     /// first change (IPv4 before IPv6), with the newest state; `None` is "no route any more". True
-    /// when more are waiting.
-    }
-
-    /// Calls `each` for at most `limit` prefixes whose best path changed, in the order of their first change
-    /// (IPv4 before IPv6), with the newest state; `None` is "no route any more". True when more are waiting.
-    /// Mobility also gets prefixes that we announce and somebody else announces, too ([`Self::find_others`]).
+    /// when more are waiting. Mobility also gets prefixes that we announce and somebody else
+    /// announces, too ([`Self::find_others`]).
     pub fn drain_changes(
         &mut self,
         reader: ChangeReader,
