@@ -33,7 +33,7 @@ use crate::types::seam::{
     Applied, Attachment, BindingChange, Context, ContextPrefix, IfIndex, LeaveReason,
     MobilityEvent, PolicyChange, Sighting,
 };
-use crate::types::transfer::Refusal;
+use crate::types::transfer::{Refusal, Signal};
 use crate::types::{
     AnchorId, Binding, Claim, Generation, Instant, Lifetime, MnId, Prefix, Revision,
 };
@@ -184,11 +184,17 @@ impl Node {
             return self.bind(prefix, mn, attachment, None, underway, now, out);
         }
         let known = self.known_generation(prefix);
-        let first = candidates.first().copied();
-        self.record(now, Some(mn.clone()), prefix, Phase::ContextRequested, first, "");
         self.waiting.insert(prefix, Waiting { mn: mn.clone(), by, attachment, since: now });
         let mut asked = Vec::new();
         self.mctx.handle_attached(&mn, prefix, &candidates, known, now, &mut asked);
+        let to = asked.iter().find_map(|output| match output {
+            mctx::Output::Send { to, signal: Signal::Request { .. } } => Some(*to),
+            _ => None,
+        });
+        // Not asked when the context came ahead of the node.
+        if to.is_some() {
+            self.record(now, Some(mn), prefix, Phase::ContextRequested, to, "");
+        }
         self.carry_mctx(asked, now, out);
     }
 
