@@ -306,8 +306,9 @@ impl Iec {
                 entry.held_elsewhere = true;
                 self.switch(prefix, now, out);
             }
-            // On its way to be claimed, or claimed already.
-            Stage::Preparing { .. } | Stage::Claimed { .. } | Stage::Settled | Stage::Home => {}
+            // On its way: to be claimed, then, also at home.
+            Stage::Preparing { .. } => entry.held_elsewhere = true,
+            Stage::Claimed { .. } | Stage::Settled | Stage::Home => {}
         }
     }
 

@@ -181,9 +181,9 @@ impl Import {
         }
     }
 
-    /// The peer that is asked, or whose context is being installed.
-    fn is_busy(&self) -> bool {
-        matches!(self.state, State::Asking { .. } | State::Received { .. })
+    /// A peer is asked, and the outcome has yet to be told.
+    fn is_asking(&self) -> bool {
+        matches!(self.state, State::Asking { .. }) && !self.failed
     }
 }
 
@@ -246,10 +246,16 @@ impl Mctx {
         now: Instant,
         out: &mut Vec<Output>,
     ) -> Attach {
-        if let Some(import) = self.imports.get(mn)
-            && import.is_busy()
-        {
-            return Attach::Joined;
+        match self.imports.get(mn) {
+            Some(import) if import.is_asking() => return Attach::Joined,
+            // The context is here, and its outcome has been told: the prefix is not in it, or it
+            // would be bound by now. The transfer must not be disturbed, so that is the answer.
+            Some(Import { state: State::Received { .. }, .. }) => {
+                let (mn, elapsed) = (mn.clone(), Duration::ZERO);
+                out.push(Output::Imported { mn, prefix, result: Err(NoContext::Unknown), elapsed });
+                return Attach::Started;
+            }
+            Some(_) | None => {}
         }
         // Not busy (or of another node that had this address): the new attach is what counts.
         self.end_import(mn, ImportEnd::Superseded, now, out);
@@ -337,9 +343,15 @@ impl Mctx {
         }
     }
 
-    /// The node is gone again: whoever was asked need not answer.
+    /// The node is gone again: whoever was asked need not answer. What is installed stays
+    /// remembered: a pMA that missed the CTDR may let go all the same.
     pub fn handle_left(&mut self, mn: &MnId, now: Instant, out: &mut Vec<Output>) {
-        self.end_import(mn, ImportEnd::Left, now, out);
+        match self.imports.get(mn).map(|import| &import.state) {
+            Some(State::Installed { .. }) | None => {}
+            Some(State::Asking { .. } | State::Waiting { .. } | State::Received { .. }) => {
+                self.end_import(mn, ImportEnd::Left, now, out);
+            }
+        }
     }
 
     pub(super) fn handle_import_timeout(&mut self, mn: &MnId, now: Instant, out: &mut Vec<Output>) {

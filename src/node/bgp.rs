@@ -8,6 +8,7 @@
 //! of another anchor, is heard then is let go; a node that is here all the same is sighted with its
 //! next packet and moves back properly.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 
 use super::claims::{Heard, host_route};
@@ -109,9 +110,12 @@ impl Node {
             });
         let (local_as, own) = (self.config.local_as, self.config.own);
         let (location, pools) = (&self.location, &self.pools);
-        let mut heard = Vec::new();
+        let (mut heard, mut ours) = (Vec::new(), Vec::new());
         more |= rib.drain_changes(ChangeReader::Mobility, CHANGES_PER_TURN, &mut |prefix, best| {
-            let Some(best) = best.filter(|b| b.peer != PeerId::LOCAL) else { return };
+            let Some(best) = best else { return };
+            if best.peer == PeerId::LOCAL {
+                return ours.push(prefix);
+            }
             // Only what we hold, or once held, can be news to us; one lookup for all others.
             if location.known_claim(prefix).is_none() || pools.find(prefix).is_none() {
                 return;
@@ -119,6 +123,14 @@ impl Node {
             let claim = Heard::from_attributes(best.attributes, local_as);
             heard.extend(claim.filter(|h| h.anchor != own).map(|h| (prefix, h)));
         });
+        // Ours is the best here, but other routers have rules of their own: when both are settled,
+        // each of two anchors would believe itself for ever.
+        for prefix in ours {
+            rib.find_others(prefix, &mut |other| {
+                let rival = Heard::from_attributes(other.attributes, local_as);
+                heard.extend(rival.filter(|h| h.anchor != own).map(|h| (prefix, h)));
+            });
+        }
         for (prefix, heard) in heard {
             self.handle_heard(prefix, heard, now, out);
         }
@@ -230,6 +242,7 @@ impl Node {
     /// The peers' tables are here, or it has been long enough.
     pub fn end_recovery(&mut self, now: Instant, out: &mut Vec<Output>) {
         let Some((_, stored)) = self.recovering.take() else { return };
+        self.judge_recent(&stored, now, out);
         for binding in stored {
             let prefix = binding.prefix;
             if self.location.find(prefix).is_none_or(|b| b.claim() != binding.claim()) {
@@ -257,6 +270,26 @@ impl Node {
                 Some(_) | None => {}
             }
             self.announce_restored(&binding, now, out);
+        }
+    }
+
+    /// What has been bound during the recovery, by sightings or by reports, has not been compared
+    /// with the table either: nobody says a second time what was heard then.
+    fn judge_recent(&mut self, stored: &[Binding], now: Instant, out: &mut Vec<Output>) {
+        let stored: BTreeSet<(Prefix, Claim)> =
+            stored.iter().map(|b| (b.prefix, b.claim())).collect();
+        let mut recent = Vec::new();
+        let mut cursor = Some(0);
+        while let Some(from) = cursor {
+            let page = self.location.page(from, CHANGES_PER_TURN);
+            let known = page.bindings.iter().map(|b| (b.prefix, b.claim()));
+            recent.extend(known.filter(|known| !stored.contains(known)));
+            cursor = page.next;
+        }
+        for (prefix, _) in recent {
+            if let Some(heard) = self.heard(prefix) {
+                self.handle_heard(prefix, heard, now, out);
+            }
         }
     }
 

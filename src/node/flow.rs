@@ -33,7 +33,7 @@ use crate::types::seam::{
     Applied, Attachment, BindingChange, Context, ContextPrefix, IfIndex, LeaveReason,
     MobilityEvent, PolicyChange, Sighting,
 };
-use crate::types::transfer::Refusal;
+use crate::types::transfer::{Refusal, Signal};
 use crate::types::{
     AnchorId, Binding, Claim, Generation, Instant, Lifetime, MnId, Prefix, Revision,
 };
@@ -127,6 +127,11 @@ impl Node {
         self.config.own
     }
 
+    /// Attaches that wait for a context, and bindings that are not announced yet.
+    pub fn unfinished(&self) -> usize {
+        self.waiting.len() + self.underway.len()
+    }
+
     // ---- 1: something happened to a node --------------------------------------------------
 
     pub(super) fn handle_event(
@@ -179,11 +184,17 @@ impl Node {
             return self.bind(prefix, mn, attachment, None, underway, now, out);
         }
         let known = self.known_generation(prefix);
-        let first = candidates.first().copied();
-        self.record(now, Some(mn.clone()), prefix, Phase::ContextRequested, first, "");
         self.waiting.insert(prefix, Waiting { mn: mn.clone(), by, attachment, since: now });
         let mut asked = Vec::new();
         self.mctx.handle_attached(&mn, prefix, &candidates, known, now, &mut asked);
+        let to = asked.iter().find_map(|output| match output {
+            mctx::Output::Send { to, signal: Signal::Request { .. } } => Some(*to),
+            _ => None,
+        });
+        // Not asked when the context came ahead of the node.
+        if to.is_some() {
+            self.record(now, Some(mn), prefix, Phase::ContextRequested, to, "");
+        }
         self.carry_mctx(asked, now, out);
     }
 
@@ -306,6 +317,8 @@ impl Node {
             if self.waiting.remove(&prefix).is_none() {
                 continue; // came with the context of a sibling
             }
+            // It may have moved to another link meanwhile.
+            let attachment = self.anchor_of(prefix).or(attachment);
             let unheard = self.heard(prefix).is_none();
             let (context, mode, from) = match &result {
                 Ok(imported) => {
@@ -698,10 +711,31 @@ impl Node {
         for change in &changes {
             let evidence = Evidence { held_elsewhere: true, attachment: None };
             self.carry_change(change, evidence, now, out);
+            // What the store had is delivered before the iec knows of it: it cannot release that.
+            if self.egress.find(prefix).is_some() {
+                let revision = change.revision;
+                self.carry_policy(PolicyChange::Release { prefix, revision }, now, out);
+            }
+            if let Some(old) = &change.old {
+                self.forget_import(&old.mn, now, out);
+            }
         }
     }
 
+    /// A context that is still asked for is of no use when nothing of the node is left here.
+    fn forget_import(&mut self, mn: &MnId, now: Instant, out: &mut Vec<Output>) {
+        let is_here = !self.location.prefixes_of(mn).is_empty();
+        if is_here || self.waiting.values().any(|w| w.mn == *mn) {
+            return;
+        }
+        let mut said = Vec::new();
+        self.mctx.handle_left(mn, now, &mut said);
+        self.carry_mctx(said, now, out);
+    }
+
     fn handle_left(&mut self, mn: &MnId, reason: LeaveReason, now: Instant, out: &mut Vec<Output>) {
+        self.waiting.retain(|_, w| w.mn != *mn);
+        self.forget_import(mn, now, out);
         for prefix in self.location.prefixes_of(mn).to_vec() {
             let Some(held) = self.location.find(prefix).filter(|b| b.anchor == self.config.own)
             else {

@@ -4,3 +4,5 @@ mod bgp_malformed;
 #[path = "../netns/mod.rs"]
 mod netns;
 mod netns_anchor;
+#[path = "../sim/mod.rs"]
+mod sim;

@@ -369,6 +369,8 @@ impl<A: Addr> Table<A> {
         }
         if self.decide(sh, id) {
             self.mark(sh, id);
+        } else if self.slab[id].peer == PeerId::LOCAL.0 {
+            self.mark_rival(sh, id);
         }
         true
     }
@@ -610,6 +612,17 @@ impl<A: Addr> Table<A> {
         }
     }
 
+    /// Somebody else announces what we do, and ours is still the best. Mobility has to know: all
+    /// routers but us may prefer the other one.
+    fn mark_rival(&mut self, sh: &Shared, id: u32) {
+        let flag = reader_bit(MOBILITY) & sh.readers;
+        let e = &mut self.slab[id];
+        if flag & !e.flags != 0 {
+            e.flags |= flag;
+            self.changed[MOBILITY].push_back(id);
+        }
+    }
+
     pub(super) fn start_reader(&mut self, reader: usize) {
         for id in 0..self.slab.end() {
             let e = &mut self.slab[id];
@@ -637,6 +650,9 @@ impl<A: Addr> Table<A> {
         !self.changed[reader].is_empty()
     }
 }
+
+/// Number of the change reader that is also told of rivals.
+pub(super) const MOBILITY: usize = 1;
 
 /// Flag bits of change readers, for [`Shared::readers`].
 pub(super) const fn reader_bit(reader: usize) -> u8 {

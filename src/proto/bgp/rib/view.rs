@@ -5,7 +5,7 @@ use std::net::IpAddr;
 
 use super::decision;
 use super::key::Addr;
-use super::table::{Path, Shared, Table, reader_bit};
+use super::table::{MOBILITY, Path, Shared, Table, reader_bit};
 use super::{
     BestView, ChangeReader, Cursor, FamilyCounts, PathView, PeerId, Reason, Rib, RouteFilter,
     RouteView,
@@ -19,7 +19,7 @@ const SCAN_MAX: u32 = 20_000;
 const fn number(reader: ChangeReader) -> usize {
     match reader {
         ChangeReader::Kernel => 0,
-        ChangeReader::Mobility => 1,
+        ChangeReader::Mobility => MOBILITY,
     }
 }
 
@@ -41,7 +41,8 @@ impl Rib {
 
     /// Calls `each` for at most `limit` prefixes whose best path changed, in the order of their
     /// first change (IPv4 before IPv6), with the newest state; `None` is "no route any more". True
-    /// when more are waiting.
+    /// when more are waiting. Mobility also gets prefixes that we announce and somebody else
+    /// announces, too ([`Self::find_others`]).
     pub fn drain_changes(
         &mut self,
         reader: ChangeReader,
@@ -70,6 +71,15 @@ impl Rib {
             .filter_map(|len| Prefix::new(addr, len))
             .find(|prefix| self.find_best(*prefix).is_some())
             .and_then(|prefix| self.find(prefix))
+    }
+
+    /// Calls `each` for the paths of a prefix that are not the best one. For a prefix with one path
+    /// that is one lookup.
+    pub fn find_others(&self, prefix: Prefix, each: &mut dyn FnMut(BestView<'_>)) {
+        match prefix.family() {
+            Family::Ipv4 => self.v4.find_others(&self.shared, prefix, each),
+            Family::Ipv6 => self.v6.find_others(&self.shared, prefix, each),
+        }
     }
 
     pub fn find(&self, prefix: Prefix) -> Option<RouteView<'_>> {
@@ -178,6 +188,13 @@ impl<A: Addr> Table<A> {
     fn find_best<'s>(&self, sh: &'s Shared, prefix: Prefix) -> Option<BestView<'s>> {
         let id = self.find(A::of(prefix)?)?;
         self.slab[id].best().map(|path| sh.best_view(path))
+    }
+
+    fn find_others(&self, sh: &Shared, prefix: Prefix, each: &mut dyn FnMut(BestView<'_>)) {
+        let Some(id) = A::of(prefix).and_then(|key| self.find(key)) else { return };
+        for path in self.paths_of(id).skip(1) {
+            each(sh.best_view(path));
+        }
     }
 
     fn find_route<'s>(&self, sh: &'s Shared, prefix: Prefix) -> Option<RouteView<'s>> {
