@@ -189,6 +189,8 @@ pub struct World {
     next_tcp: u64,
     links: BTreeMap<(usize, usize), Link>,
     blocked: BTreeMap<(usize, usize), Instant>,
+    /// When the last signal from the one reaches the other.
+    signalled: BTreeMap<(usize, usize), Instant>,
     verbose: bool,
     pub broken: Option<String>,
     /// When something was last stored, delivered, or said in BGP that is no keepalive.
@@ -293,6 +295,7 @@ impl World {
             next_tcp: 1,
             links: BTreeMap::new(),
             blocked: BTreeMap::new(),
+            signalled: BTreeMap::new(),
             verbose,
             broken: None,
             last_change: Instant::ZERO,
@@ -1286,7 +1289,14 @@ impl World {
                 wait += self.random.micros(0, self.plan.jitter);
             }
             let signal = Box::new(signal.clone());
-            self.after(wait, Event::Signal { from, to, epoch, signal });
+            let mut at = self.now + wait;
+            if self.plan.jitter == 0 {
+                // In order, as a stream.
+                let last = self.signalled.entry((from, to)).or_default();
+                at = at.max(*last);
+                *last = at;
+            }
+            self.at(at, Event::Signal { from, to, epoch, signal });
         }
     }
 
