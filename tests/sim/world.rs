@@ -199,6 +199,9 @@ pub struct World {
     misled: BTreeMap<(usize, usize), Instant>,
     /// The longest of these after a move was over.
     pub misled_longest: Duration,
+    /// The stay of a host for which a router has led right, and what came after that.
+    righted: BTreeMap<(usize, usize), u32>,
+    pub relapses: Vec<String>,
 }
 
 pub fn addr(who: usize) -> Ipv4Addr {
@@ -301,6 +304,8 @@ impl World {
             last_change: Instant::ZERO,
             misled: BTreeMap::new(),
             misled_longest: Duration::ZERO,
+            righted: BTreeMap::new(),
+            relapses: Vec::new(),
             random: Random::new(random.next()),
             plan,
         };
@@ -1214,10 +1219,16 @@ impl World {
             let hop = router.forward(host.addrs[0]).map(|r| r.next_hop);
             let right = host.at.is_none_or(|place| hop == Some(addr(place.anchor).into()));
             if right {
+                self.righted.insert((who, i), host.stay);
                 if let Some(since) = self.misled.remove(&(who, i)) {
                     self.misled_longest = self.misled_longest.max(now - since);
                 }
             } else {
+                if self.righted.get(&(who, i)) == Some(&host.stay) {
+                    self.righted.remove(&(who, i));
+                    let text = format!("{now}: router {who} left host {i} for {hop:?}");
+                    self.relapses.push(text);
+                }
                 self.misled.entry((who, i)).or_insert(now);
             }
         }
