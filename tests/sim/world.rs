@@ -440,7 +440,7 @@ impl World {
                 }
             }
             Event::Kernel { who, life, change } => {
-                let applied = self.to_kernel(who, &change);
+                let applied = self.write_kernel(who, &change);
                 if let (Some(applied), true) = (applied, self.slots[who].life == life) {
                     self.turn(who, Input::Applied(applied));
                 }
@@ -910,7 +910,7 @@ impl World {
                     Output::Bgp(output) => bgp.push(output),
                     Output::Signal { to, signal } => signals.push((to, signal)),
                     Output::Forwarding(change) if self.plan.forwarding == 0 => {
-                        applied.extend(self.to_kernel(who, &change));
+                        applied.extend(self.write_kernel(who, &change));
                     }
                     Output::Forwarding(change) => {
                         let wait = self.random.micros(0, self.plan.forwarding);
@@ -994,7 +994,7 @@ impl World {
         }
     }
 
-    fn to_kernel(&mut self, who: usize, change: &ForwardingChange) -> Option<Applied> {
+    fn write_kernel(&mut self, who: usize, change: &ForwardingChange) -> Option<Applied> {
         let text = format!("{who} kernel {change:?}");
         self.mix(text.as_bytes());
         self.say(|| format!("  {text}"));
