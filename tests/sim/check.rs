@@ -37,6 +37,7 @@ pub fn quiet(world: &World) -> Vec<String> {
         if world.misled_longest > ASTRAY_MAX {
             wrong.push(format!("traffic went astray for {:?}", world.misled_longest));
         }
+        wrong.extend(world.relapses.iter().cloned());
         for who in 0..ANCHORS {
             let Some(counters) = world.node(who).map(|n| n.counters) else { continue };
             let killick::node::Counters {

@@ -199,6 +199,9 @@ pub struct World {
     misled: BTreeMap<(usize, usize), Instant>,
     /// The longest of these after a move was over.
     pub misled_longest: Duration,
+    /// The stay of a host for which a router has led right, and what came after that.
+    righted: BTreeMap<(usize, usize), u32>,
+    pub relapses: Vec<String>,
 }
 
 pub fn addr(who: usize) -> Ipv4Addr {
@@ -301,6 +304,8 @@ impl World {
             last_change: Instant::ZERO,
             misled: BTreeMap::new(),
             misled_longest: Duration::ZERO,
+            righted: BTreeMap::new(),
+            relapses: Vec::new(),
             random: Random::new(random.next()),
             plan,
         };
@@ -435,7 +440,7 @@ impl World {
                 }
             }
             Event::Kernel { who, life, change } => {
-                let applied = self.to_kernel(who, &change);
+                let applied = self.write_kernel(who, &change);
                 if let (Some(applied), true) = (applied, self.slots[who].life == life) {
                     self.turn(who, Input::Applied(applied));
                 }
@@ -905,7 +910,7 @@ impl World {
                     Output::Bgp(output) => bgp.push(output),
                     Output::Signal { to, signal } => signals.push((to, signal)),
                     Output::Forwarding(change) if self.plan.forwarding == 0 => {
-                        applied.extend(self.to_kernel(who, &change));
+                        applied.extend(self.write_kernel(who, &change));
                     }
                     Output::Forwarding(change) => {
                         let wait = self.random.micros(0, self.plan.forwarding);
@@ -989,7 +994,7 @@ impl World {
         }
     }
 
-    fn to_kernel(&mut self, who: usize, change: &ForwardingChange) -> Option<Applied> {
+    fn write_kernel(&mut self, who: usize, change: &ForwardingChange) -> Option<Applied> {
         let text = format!("{who} kernel {change:?}");
         self.mix(text.as_bytes());
         self.say(|| format!("  {text}"));
@@ -1214,10 +1219,16 @@ impl World {
             let hop = router.forward(host.addrs[0]).map(|r| r.next_hop);
             let right = host.at.is_none_or(|place| hop == Some(addr(place.anchor).into()));
             if right {
+                self.righted.insert((who, i), host.stay);
                 if let Some(since) = self.misled.remove(&(who, i)) {
                     self.misled_longest = self.misled_longest.max(now - since);
                 }
             } else {
+                if self.righted.get(&(who, i)) == Some(&host.stay) {
+                    self.righted.remove(&(who, i));
+                    let text = format!("{now}: router {who} left host {i} for {hop:?}");
+                    self.relapses.push(text);
+                }
                 self.misled.entry((who, i)).or_insert(now);
             }
         }
