@@ -217,6 +217,14 @@ impl Location {
         true
     }
 
+    /// Says a binding again as if it had just been made, under a new revision: after a restart,
+    /// when what follows from it was held back.
+    pub fn touch(&mut self, prefix: Prefix, out: &mut Vec<BindingChange>) -> Option<Revision> {
+        let binding = self.find(prefix)?.clone();
+        out.push(self.change(prefix, None, Some(binding)));
+        Some(self.revision)
+    }
+
     /// Remembers a claim of a prefix that is not bound here.
     pub fn bury(&mut self, prefix: Prefix, claim: Claim) {
         let known = self.tombstones.entry(prefix).or_insert_with(|| {

@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use serde::{Deserialize, Serialize};
 
+use crate::types::seam::{LeaveReason, Sighting};
 use crate::types::{AnchorId, Generation, Instant, MnId, Prefix};
 
 /// Events kept; the oldest is forgotten.
@@ -59,6 +60,36 @@ pub enum Phase {
     Refused,
 }
 
+impl Phase {
+    /// The word of logs and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sighted => "sighted",
+            Self::MoveAnnounced => "move_announced",
+            Self::ContextRequested => "context_requested",
+            Self::ContextSent => "context_sent",
+            Self::ContextReceived => "context_received",
+            Self::ContextAbsent => "context_absent",
+            Self::Bound => "bound",
+            Self::Delivering => "delivering",
+            Self::DeliveryUnconfirmed => "delivery_unconfirmed",
+            Self::Announced => "announced",
+            Self::AtHome => "at_home",
+            Self::ConfirmSent => "confirm_sent",
+            Self::Transferred => "transferred",
+            Self::NewerClaim => "newer_claim",
+            Self::Reasserted => "reasserted",
+            Self::Tie => "tie",
+            Self::Withdrawn => "withdrawn",
+            Self::Released => "released",
+            Self::Settled => "settled",
+            Self::Left => "left",
+            Self::Restored => "restored",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     pub at: Instant,
@@ -68,8 +99,46 @@ pub struct Event {
     pub generation: Generation,
     /// The other anchor concerned, if one is.
     pub peer: Option<AnchorId>,
-    /// The word after the phase: by what it was sighted, why it left or was refused.
-    pub detail: &'static str,
+    pub detail: Detail,
+}
+
+/// What belongs to a step besides who and where.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Detail {
+    None,
+    /// By what the node was noticed ([`Phase::Sighted`], [`Phase::Bound`]).
+    By(Sighting),
+    /// Why it left ([`Phase::Left`]).
+    Why(LeaveReason),
+    /// A few words for people.
+    Text(&'static str),
+}
+
+impl From<&'static str> for Detail {
+    fn from(text: &'static str) -> Self {
+        if text.is_empty() { Self::None } else { Self::Text(text) }
+    }
+}
+
+impl Detail {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::None => "",
+            Self::By(Sighting::Arp) => "ARP",
+            Self::By(Sighting::NeighborSolicitation) => "neighbor solicitation",
+            Self::By(Sighting::NeighborAdvertisement) => "neighbor advertisement",
+            Self::By(Sighting::RouterSolicitation) => "router solicitation",
+            Self::By(Sighting::Packet) => "first packet",
+            Self::By(Sighting::Api) => "API",
+            Self::By(Sighting::Restart) => "restart",
+            Self::Why(LeaveReason::LinkDown) => "link down",
+            Self::Why(LeaveReason::NeighborFailed) => "no answer",
+            Self::Why(LeaveReason::NewerClaim) => "newer claim",
+            Self::Why(LeaveReason::LeaseEnd) => "lease end",
+            Self::Why(LeaveReason::Api) => "API",
+            Self::Text(text) => text,
+        }
+    }
 }
 
 #[derive(Debug, Default)]
@@ -102,6 +171,11 @@ impl Timeline {
     /// Everything about a prefix, oldest first.
     pub fn of_prefix(&self, prefix: Prefix) -> impl Iterator<Item = &Event> {
         self.events.iter().filter(move |e| e.prefix == prefix)
+    }
+
+    /// Nobody listens: what was recorded since the last call is not news any more.
+    pub fn skip_fresh(&mut self) {
+        self.fresh = 0;
     }
 
     /// What was recorded since the last call.

@@ -8,6 +8,7 @@ mod mac;
 mod mobile_node;
 mod prefix;
 pub mod seam;
+pub mod transfer;
 
 pub use anchor::{AnchorId, Locator};
 pub use binding::{Binding, Claim, Generation, Lifetime, Revision};

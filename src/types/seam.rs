@@ -41,6 +41,29 @@ pub enum Sighting {
     Restart,
 }
 
+/// Who has an address, as one asker on an access link has to see it. Told by those who know the
+/// attachments of this anchor and the bindings of all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holder {
+    /// The asker's own mobile node.
+    Asker,
+    /// Another node attached to this very link, which answers for itself.
+    ThisLink,
+    /// Another node, on another link of this anchor or at another anchor.
+    Elsewhere,
+    /// Nobody, as far as is known here.
+    Nobody,
+}
+
+/// A node was seen to use an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sighted {
+    pub link: IfIndex,
+    pub mac: MacAddr,
+    pub ip: IpAddr,
+    pub by: Sighting,
+}
+
 /// Why a node left. A label of metrics and of the timeline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]

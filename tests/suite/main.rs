@@ -1,1 +1,8 @@
 //! The one integration binary.
+
+mod bgp_malformed;
+#[path = "../netns/mod.rs"]
+mod netns;
+mod netns_anchor;
+#[path = "../sim/mod.rs"]
+mod sim;

@@ -1,1 +1,6 @@
-//! (being built)
+//! BGP: sessions with neighbours, the RIB and its policies.
+
+pub mod policy;
+pub mod rib;
+pub mod session;
+pub mod speaker;

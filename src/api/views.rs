@@ -1,0 +1,427 @@
+//! What the API shows: the JSON of `-o json` and of the sockets. Stable within a [`VERSION`]: keys
+//! and words may be added, never renamed or removed; readers must ignore what they do not know.
+//! Keys are kebab-case, times are microseconds (`-us`) or seconds (`-s`).
+
+use std::net::{IpAddr, Ipv4Addr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::types::seam::{LeaveReason, Sighting};
+use crate::types::{AnchorId, Family, Generation, Locator, MacAddr, MnId, Prefix};
+
+/// Grows when something is renamed or removed.
+pub const VERSION: u32 = 1;
+
+/// Around every answer. `kind` names the type of `data`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Envelope<T> {
+    pub version: u32,
+    pub kind: String,
+    pub data: T,
+}
+
+/// Around every refusal.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ErrorEnvelope {
+    pub version: u32,
+    pub error: ErrorView,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ErrorView {
+    /// One of the words of [`super::ErrorCode`].
+    pub code: String,
+    /// One sentence.
+    pub message: String,
+}
+
+/// Part of a listing.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Page<T> {
+    pub items: Vec<T>,
+    /// Cursor of the next page; opaque, valid until restart. Absent on the last page.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next: Option<String>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct StatusView {
+    pub version: String,
+    pub name: String,
+    pub anchor_id: Option<AnchorId>,
+    /// `distributed`, `controller`, `client`, or `none`.
+    pub mode: String,
+    pub ready: bool,
+    /// What readiness waits for, when it does.
+    pub waiting_for: Vec<String>,
+    pub uptime_s: u64,
+    pub bgp: Option<BgpStatusView>,
+    pub mobility: Option<MobilityStatusView>,
+    pub kernel: KernelStatusView,
+    pub peers: Vec<PeerView>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BgpStatusView {
+    pub local_as: u32,
+    pub router_id: Option<Ipv4Addr>,
+    pub neighbors: u64,
+    pub established: u64,
+    /// Prefixes in the Loc-RIB.
+    pub routes: u64,
+    /// Paths in all Adj-RIB-Ins.
+    pub paths: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MobilityStatusView {
+    pub bindings: u64,
+    /// Bindings whose anchor is this node.
+    pub attached: u64,
+    /// Host routes announced by this node.
+    pub announced: u64,
+    pub handovers_in_progress: u64,
+    pub handovers: u64,
+    pub handovers_failed: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct KernelStatusView {
+    pub routes: u64,
+    /// Entries that the kernel refused.
+    pub failed: u64,
+    /// Entries not yet confirmed.
+    pub pending: u64,
+}
+
+/// Another killick, or an external anchor.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PeerView {
+    pub name: String,
+    pub anchor_id: AnchorId,
+    /// `anchor`, `controller` or `external`.
+    pub role: String,
+    pub address: Option<String>,
+    /// `up`, `connecting`, `down`; `none` for an external anchor.
+    pub state: String,
+    /// For how long it has been in this state.
+    pub since_s: u64,
+    pub last_error: Option<String>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NeighborView {
+    pub address: IpAddr,
+    pub description: Option<String>,
+    pub remote_as: u32,
+    pub router_id: Option<Ipv4Addr>,
+    /// The states of RFC 4271 §8.2.2 in lower case, `open-sent` for OpenSent; `shutdown` when
+    /// configured down.
+    pub state: String,
+    /// For how long it has been established, or down.
+    pub since_s: u64,
+    /// Times the session went down after it was established.
+    pub flaps: u64,
+    pub last_error: Option<String>,
+    pub route_reflector_client: bool,
+    /// Negotiated; zero: none.
+    pub hold_time_s: u32,
+    pub families: Vec<NeighborFamilyView>,
+    pub capabilities: Vec<String>,
+    pub messages_in: u64,
+    pub messages_out: u64,
+    /// Octets that wait to be written.
+    pub queue_bytes: u64,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct NeighborFamilyView {
+    pub family: Family,
+    /// Prefixes heard and kept.
+    pub accepted: u64,
+    /// Prefixes heard and refused by policy.
+    pub refused: u64,
+    /// Absent when the table is too large to be counted while peers wait.
+    pub advertised: Option<u64>,
+    /// Kept over the neighbour's restart.
+    pub stale: u64,
+    pub end_of_rib_received: bool,
+}
+
+/// A best route of the Loc-RIB.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RouteView {
+    pub prefix: Prefix,
+    pub next_hop: Option<IpAddr>,
+    pub local_pref: Option<u32>,
+    pub med: Option<u32>,
+    /// As routers print it, empty for a route of this AS.
+    pub as_path: String,
+    /// `igp`, `egp` or `incomplete`.
+    pub origin: String,
+    pub communities: Vec<String>,
+    pub large_communities: Vec<String>,
+    /// The neighbour it was learnt from; absent for our own.
+    pub from: Option<IpAddr>,
+    pub best: bool,
+    pub stale: bool,
+    /// How many paths there are.
+    pub paths: u32,
+    /// `none`, `pending`, `installed` or `failed`.
+    pub kernel: String,
+}
+
+/// One prefix with all its paths, best first.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct RouteDetailView {
+    pub prefix: Prefix,
+    pub paths: Vec<RouteView>,
+    /// Neighbours it is announced to.
+    pub advertised_to: Vec<IpAddr>,
+}
+
+/// Where one mobile prefix is.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct SessionView {
+    pub mn: MnId,
+    pub prefix: Prefix,
+    pub anchor: AnchorId,
+    /// Its name in the configuration.
+    pub anchor_name: Option<String>,
+    pub fe_e: Locator,
+    pub home: Option<AnchorId>,
+    pub generation: Generation,
+    /// `attached` (here), `elsewhere`, `preparing`, `claiming`, `settled`, `leaving`.
+    pub state: String,
+    /// The host route this node announces: `none` (at home), `claim` or `settled`.
+    pub announced: String,
+    /// Since the last change of anchor.
+    pub since_s: u64,
+    pub lifetime_s: Option<u64>,
+    pub attachment: Option<AttachmentView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct AttachmentView {
+    pub interface: String,
+    pub mac: MacAddr,
+    pub by: Option<Sighting>,
+}
+
+/// The answer to attach, detach and move.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct AcceptedView {
+    pub mn: MnId,
+    pub prefixes: Vec<Prefix>,
+    pub anchor: Option<AnchorId>,
+    pub generation: Generation,
+}
+
+/// The context of a mobile node (RFC 4067), as external anchors exchange it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ContextView {
+    pub mn: MnId,
+    pub generation: Generation,
+    pub anchor: AnchorId,
+    pub prefixes: Vec<ContextPrefixView>,
+    #[serde(default)]
+    pub attributes: Vec<AttributeView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ContextPrefixView {
+    pub prefix: Prefix,
+    #[serde(default)]
+    pub home: Option<AnchorId>,
+    #[serde(default)]
+    pub lifetime_s: Option<u32>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct AttributeView {
+    #[serde(rename = "type")]
+    pub kind: u16,
+    /// Octets in hexadecimal.
+    pub value: String,
+}
+
+/// One context transfer, running or finished.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TransferView {
+    pub mn: MnId,
+    pub peer: String,
+    /// `import` (we are the nMA) or `export` (we are the pMA).
+    pub role: String,
+    /// `predictive` or `reactive`.
+    pub mode: String,
+    /// `running`, `done`, or the reason why not.
+    pub state: String,
+    /// Since it began.
+    pub age_s: u64,
+    pub duration_us: Option<u64>,
+    pub retransmissions: u32,
+}
+
+/// One desired entry of the kernel's tables.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FibRouteView {
+    pub prefix: Prefix,
+    /// `delivery` (a host on an access link) or `route` (a best path).
+    pub kind: String,
+    pub via: Option<IpAddr>,
+    pub interface: Option<String>,
+    pub mac: Option<MacAddr>,
+    pub table: u32,
+    /// `pending`, `installed` or `failed`.
+    pub state: String,
+    pub error: Option<String>,
+}
+
+/// The timeline of one handover as this node saw it.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct TraceView {
+    pub mn: MnId,
+    /// Wall clock at the first step, in microseconds since 1970.
+    pub started_unix_us: u64,
+    pub from: Option<AnchorId>,
+    pub to: Option<AnchorId>,
+    pub generation: Generation,
+    /// `initial`, `handover`, `return` or `leave`.
+    pub kind: String,
+    /// `predictive`, `reactive` or `none`.
+    pub mode: String,
+    /// `running`, `done` or `failed`.
+    pub result: String,
+    /// In the order of time.
+    pub steps: Vec<StepView>,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct StepView {
+    /// Since the first step.
+    pub at_us: u64,
+    /// A word of `node::timeline::Phase`.
+    pub phase: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<Prefix>,
+    /// The other anchor concerned, if one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<AnchorId>,
+    /// The details, for people.
+    pub what: String,
+}
+
+/// A line of `GET /v1/events`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct EventView {
+    pub version: u32,
+    pub unix_us: u64,
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "event", rename_all = "kebab-case", rename_all_fields = "kebab-case")]
+pub enum Event {
+    Attached {
+        mn: MnId,
+        prefix: Prefix,
+        anchor: AnchorId,
+        generation: Generation,
+        by: Sighting,
+    },
+    Left {
+        mn: MnId,
+        reason: LeaveReason,
+    },
+    Moved {
+        mn: MnId,
+        prefix: Prefix,
+        from: AnchorId,
+        to: AnchorId,
+        generation: Generation,
+    },
+    Settled {
+        mn: MnId,
+        prefix: Prefix,
+        anchor: AnchorId,
+        generation: Generation,
+    },
+    /// Two anchors claimed the node with one generation; `anchor` holds it.
+    Duplicate {
+        mn: MnId,
+        prefix: Prefix,
+        anchor: AnchorId,
+        lost: AnchorId,
+    },
+    Announced {
+        prefix: Prefix,
+        local_pref: u32,
+    },
+    Withdrawn {
+        prefix: Prefix,
+    },
+    NeighborUp {
+        neighbor: IpAddr,
+    },
+    NeighborDown {
+        neighbor: IpAddr,
+        reason: String,
+    },
+    PeerUp {
+        peer: String,
+    },
+    PeerDown {
+        peer: String,
+        reason: String,
+    },
+    TransferDone {
+        mn: MnId,
+        peer: String,
+        mode: String,
+        duration_us: u64,
+    },
+    TransferFailed {
+        mn: MnId,
+        peer: String,
+        mode: String,
+        reason: String,
+    },
+    FibFailed {
+        prefix: Prefix,
+        error: String,
+    },
+    Ready,
+    /// The last line of a client that did not read fast enough.
+    TooSlow {
+        missed: u64,
+    },
+}
+
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct HealthView {
+    pub alive: bool,
+    pub ready: bool,
+    pub waiting_for: Vec<String>,
+}

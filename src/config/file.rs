@@ -1,0 +1,588 @@
+//! The configuration as written: one TOML file, every key documented here.
+//!
+//! Each value is optional in this type, also where the daemon needs it: what is missing is a
+//! finding of [`super::check`], which can say it together with everything else that is wrong.
+//! Unknown keys are refused. `config/killick.toml` shows every key.
+
+use std::fmt;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
+use std::path::PathBuf;
+
+use serde::{Deserialize, Deserializer, Serialize, de};
+
+use super::Period;
+use crate::types::{AnchorId, Family, Locator, MacAddr, MnId, Prefix};
+
+/// The whole file.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct File {
+    /// Who this node is.
+    pub node: NodeSection,
+    /// The BGP speaker. Absent: no BGP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bgp: Option<BgpSection>,
+    /// Mobility. Absent: a plain BGP speaker or route reflector.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mobility: Option<MobilitySection>,
+    /// Access interfaces: where plain hosts attach.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub access: Vec<AccessSection>,
+    /// The other anchors and controllers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub peer: Vec<PeerSection>,
+    /// Certificate, key and listening address for context transfer with the peers.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls: Option<TlsSection>,
+    /// The local control sockets.
+    pub api: ApiSection,
+    /// Prometheus, liveness and readiness over HTTP.
+    pub metrics: MetricsSection,
+    /// Routes in the kernel.
+    pub kernel: KernelSection,
+}
+
+/// `[node]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct NodeSection {
+    /// Identifier of this anchor (or controller), a dotted quad, unique in the mobility domain.
+    /// Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anchor_id: Option<AnchorId>,
+    /// Name in logs and listings. Default: the anchor id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Where bindings and generations are kept across restarts. Default: `/var/lib/killick`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_dir: Option<PathBuf>,
+    /// `error`, `warn`, `info`, `debug`, `trace`, or per room, for example
+    /// `info,killick::proto::bgp=debug`. Default: `info`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_level: Option<String>,
+    /// `auto` (text on a terminal, JSON otherwise), `text` or `json`. Default: `auto`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub log_format: Option<LogFormat>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LogFormat {
+    #[default]
+    Auto,
+    Text,
+    Json,
+}
+
+/// `[bgp]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BgpSection {
+    /// AS number of this speaker, 1 to 4294967295. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_as: Option<u32>,
+    /// BGP identifier. Default: the anchor id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_id: Option<Ipv4Addr>,
+    /// Route reflection cluster (RFC 4456 §7). Default: the router id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cluster_id: Option<Ipv4Addr>,
+    /// Addresses to accept sessions at; an empty list listens nowhere.
+    /// Default: `["0.0.0.0", "::"]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<Vec<IpAddr>>,
+    /// TCP port to accept sessions at. Default: 179.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Hold time of all neighbours that set none: `"0s"` (never) or at least `"3s"`.
+    /// Default: `"90s"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold_time: Option<Period>,
+    /// Restart time announced for graceful restart (RFC 4724), at most `"4095s"`; `"0s"` turns the
+    /// capability off. Default: `"120s"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub graceful_restart_time: Option<Period>,
+    /// Install best paths learnt from neighbours in the kernel. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub install: Option<bool>,
+    /// Kernel table for them. Default: `kernel.table`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub install_table: Option<u32>,
+    /// The neighbours.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub neighbor: Vec<NeighborSection>,
+    /// Prefixes to originate besides the mobility pools.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub network: Vec<NetworkSection>,
+}
+
+/// `[[bgp.neighbor]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct NeighborSection {
+    /// Address of the neighbour. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// Its AS number; equal to `bgp.local-as` for iBGP. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub remote_as: Option<u32>,
+    /// Free text for listings.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub description: Option<String>,
+    /// Source address of the session. Default: the kernel's choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_address: Option<IpAddr>,
+    /// TCP port to connect to. Default: 179.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Wait for the neighbour to connect, never connect. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passive: Option<bool>,
+    /// The neighbour is our route reflection client (RFC 4456). iBGP only. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub route_reflector_client: Option<bool>,
+    /// Families to negotiate, `"ipv4"` and `"ipv6"`. Default: both.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub families: Option<Vec<Family>>,
+    /// Hold time with this neighbour. Default: `bgp.hold-time`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold_time: Option<Period>,
+    /// Give the session up when nothing could be sent for this long (RFC 9687); `"0s"` is never.
+    /// Default: the larger of 8 minutes and twice the hold time.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub send_hold_time: Option<Period>,
+    /// Pause before a failed connection is tried again. Default: `"5s"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub connect_retry: Option<Period>,
+    /// File whose first line is the TCP-MD5 key (RFC 2385). The key itself is never written here.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub password_file: Option<PathBuf>,
+    /// GTSM (RFC 5082): the neighbour is at most this many hops away, 1 for a direct one; packets
+    /// from farther are dropped by the kernel. Default: off.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ttl_security_hops: Option<u8>,
+    /// Limit of prefixes accepted from the neighbour. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_prefix: Option<MaxPrefixSection>,
+    /// What is accepted from the neighbour. Default: `"none"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub import: Option<Filter>,
+    /// What is announced to the neighbour. Default: `"none"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub export: Option<Filter>,
+    /// Announce ourselves as next hop of routes learnt from other neighbours. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_hop_self: Option<bool>,
+    /// Offer IPv4 routes with IPv6 next hops (RFC 8950). Default: true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub extended_next_hop: Option<bool>,
+    /// Keep the neighbour configured but down. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub shutdown: Option<bool>,
+}
+
+/// `max-prefix = { limit = 1000, action = "restart", restart-after = "10m" }`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct MaxPrefixSection {
+    /// Accepted prefixes, for each family. Required, at least 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub limit: Option<u32>,
+    /// `warn` (a log line and a metric), `shutdown` (stays down until an operator acts) or
+    /// `restart` (comes back after `restart-after`). Default: `shutdown`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub action: Option<MaxPrefixAction>,
+    /// Pause before a `restart`. Default: `"5m"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restart_after: Option<Period>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MaxPrefixAction {
+    Warn,
+    #[default]
+    Shutdown,
+    Restart,
+}
+
+/// What may pass: `"none"`, `"all"`, `"pools"` (the mobility pools and everything inside them), or
+/// a list of `{ prefix, ge, le }`; a route passes when one entry permits it.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum Filter {
+    Word(FilterWord),
+    List(Vec<FilterRule>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FilterWord {
+    None,
+    All,
+    Pools,
+}
+
+/// Permits prefixes inside `prefix` whose length is from `ge` to `le`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, rename_all = "kebab-case")]
+pub struct FilterRule {
+    pub prefix: Prefix,
+    /// Shortest length. Default: the length of `prefix`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ge: Option<u8>,
+    /// Longest length. Default, as on routers: to the end of the address when `ge` is written,
+    /// otherwise the length of `prefix`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub le: Option<u8>,
+}
+
+impl<'de> Deserialize<'de> for Filter {
+    /// By hand, because an untagged enum answers every mistake inside with "did not match any
+    /// variant", at the wrong place.
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Filter;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"none\", \"all\", \"pools\" or a list of { prefix, ge, le }")
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<Filter, E> {
+                FilterWord::deserialize(de::value::StrDeserializer::new(word)).map(Filter::Word)
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, seq: A) -> Result<Filter, A::Error> {
+                Vec::deserialize(de::value::SeqAccessDeserializer::new(seq)).map(Filter::List)
+            }
+        }
+        d.deserialize_any(Visitor)
+    }
+}
+
+/// `[[bgp.network]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct NetworkSection {
+    /// The prefix to originate. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<Prefix>,
+    /// Its next hop. Default: the address of the session it is announced over.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub next_hop: Option<IpAddr>,
+}
+
+/// `[mobility]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct MobilitySection {
+    /// `distributed`: this anchor announces its own nodes by BGP. `controller`: this node
+    /// announces on behalf of anchors that report to it. `client`: this anchor reports to the
+    /// peers with role `controller` and speaks no BGP. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<Mode>,
+    /// Where traffic for nodes attached here is to be sent, one address per family: the next hop
+    /// of their host routes. Required unless the mode is `controller`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fe_e: Option<Locator>,
+    /// After a move is complete, how long the host route keeps its raised preference so that late
+    /// withdrawals of the old one can arrive. Default: `"2s"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settle_delay: Option<Period>,
+    /// The same when nobody confirmed that the old anchor let go: longer than its BGP session, or
+    /// a graceful restart of it, can outlive it. Default: `"4m"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settle_unconfirmed: Option<Period>,
+    /// How long the host route waits for the kernel's word that the node is served here, before it
+    /// is announced all the same. Default: `"200ms"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prepare_max: Option<Period>,
+    /// How long a node may be silent or its link down before it counts as gone. Default: `"1s"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub detach_grace: Option<Period>,
+    /// Attach NO_EXPORT (RFC 1997) to host routes, so that they stay in this AS. Default: true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub no_export: Option<bool>,
+    /// Life of a binding made by the API without a refresh. Default: as long as attached.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lifetime: Option<Period>,
+    /// Prefixes that mobile addresses come from; nothing outside is ever announced.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub pool: Vec<PoolSection>,
+    /// Nodes with a fixed name or fixed prefixes; others are named by their MAC address.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub node: Vec<NodeEntrySection>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Mode {
+    Distributed,
+    Controller,
+    Client,
+}
+
+/// `[[mobility.pool]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PoolSection {
+    /// The prefix. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<Prefix>,
+    /// Name or anchor id of the anchor whose aggregate this is. Default: nobody's; then every
+    /// attached node of the pool has a host route.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub home: Option<String>,
+    /// Announce the pool itself by BGP. Default: true when this node is the home (in controller
+    /// mode: when any anchor is), false otherwise.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub announce_aggregate: Option<bool>,
+}
+
+/// `[[mobility.node]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct NodeEntrySection {
+    /// Mobile node identifier (NAI). Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<MnId>,
+    /// Link-layer address by which it is recognised.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mac: Option<MacAddr>,
+    /// Prefixes (home addresses, home network prefixes) that belong to it and to nobody else.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prefixes: Vec<Prefix>,
+}
+
+/// `[[access]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct AccessSection {
+    /// Name of the interface. It may appear later than killick starts. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// Gateway addresses of the hosts, the same at every anchor; one per family is usual.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub gateway: Vec<IpAddr>,
+    /// Link-layer address of the gateway, the same at every anchor.
+    /// Default: `02:6b:69:6c:6c:01`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gateway_mac: Option<MacAddr>,
+    /// Send router advertisements. Absent: none are sent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_advertisement: Option<RaSection>,
+    /// Drop packets from source addresses that are not attached on this interface. Default: true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub uplink_filter: Option<bool>,
+}
+
+/// `router-advertisement = { interval = "10s", prefixes = ["2001:db8:1::/64"] }` (RFC 4861 §6.2.1)
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct RaSection {
+    /// Longest time between two unsolicited advertisements, 4 s to 30 min. Default: `"10s"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interval: Option<Period>,
+    /// How long hosts keep us as default router, at most `"9000s"`. Default: three intervals.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub router_lifetime: Option<Period>,
+    /// Managed address configuration flag (DHCPv6). Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub managed: Option<bool>,
+    /// Other configuration flag. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub other_config: Option<bool>,
+    /// MTU option. Default: absent.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// Prefixes that hosts may form addresses from (A flag, never L: all hosts are reached through
+    /// the gateway). Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub prefixes: Vec<Prefix>,
+    /// Preferred lifetime of such addresses. Default: `"4h"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub preferred_lifetime: Option<Period>,
+    /// Valid lifetime of such addresses. Default: `"24h"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub valid_lifetime: Option<Period>,
+}
+
+/// `[[peer]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct PeerSection {
+    /// Name of the peer. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its `node.anchor-id`. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anchor_id: Option<AnchorId>,
+    /// Where its `tls.listen` is reached. Required unless the role is `external`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// TCP port there. Default: 4067.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Name in its certificate (subject alternative name). Default: `name`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub tls_name: Option<String>,
+    /// `anchor`: a killick anchor. `controller`: the killick we report to. `external`: an anchor
+    /// that is not killick and uses our API. Default: `anchor`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub role: Option<Role>,
+    /// Prefixes it may claim; claims outside are refused and counted. `"pools"` is all mobility
+    /// pools. Default: `"pools"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub may_claim: Option<MayClaim>,
+    /// Where traffic for nodes attached there is sent. A controller needs it for external anchors
+    /// and may pin it for killick anchors, which otherwise report it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub fe_e: Option<Locator>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    #[default]
+    Anchor,
+    Controller,
+    External,
+}
+
+/// `"pools"`, `"none"` or a list of prefixes.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum MayClaim {
+    Word(MayClaimWord),
+    List(Vec<Prefix>),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum MayClaimWord {
+    Pools,
+    None,
+}
+
+impl<'de> Deserialize<'de> for MayClaim {
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = MayClaim;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("\"pools\", \"none\" or a list of prefixes")
+            }
+
+            fn visit_str<E: de::Error>(self, word: &str) -> Result<MayClaim, E> {
+                MayClaimWord::deserialize(de::value::StrDeserializer::new(word)).map(MayClaim::Word)
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, seq: A) -> Result<MayClaim, A::Error> {
+                Vec::deserialize(de::value::SeqAccessDeserializer::new(seq)).map(MayClaim::List)
+            }
+        }
+        d.deserialize_any(Visitor)
+    }
+}
+
+/// `[tls]`: TLS 1.3, both sides with certificates of the same authority.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TlsSection {
+    /// PEM file of the certificate authority. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ca: Option<PathBuf>,
+    /// PEM file of our certificate (chain). Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<PathBuf>,
+    /// PEM file of our private key. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key: Option<PathBuf>,
+    /// Addresses and ports to accept peers at. Default: `["[::]:4067"]`, which takes IPv4 too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<Vec<SocketAddr>>,
+}
+
+/// `[api]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ApiSection {
+    /// Unix socket of the HTTP/JSON API and the CLI. Default: `/run/killick/api.sock`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub socket: Option<PathBuf>,
+    /// Unix socket of the streaming API. Default: `stream.sock` beside `socket`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub stream_socket: Option<PathBuf>,
+    /// Permissions of both sockets, in octal. Default: `"0660"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mode: Option<String>,
+}
+
+/// `[metrics]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct MetricsSection {
+    /// Address and port of `/metrics`, `/healthz` and `/readyz`. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<SocketAddr>,
+}
+
+/// `[kernel]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct KernelSection {
+    /// Routing protocol number that marks our routes (`rtm_protocol`); no other daemon on this
+    /// machine may use it. Default: 107.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub protocol: Option<u8>,
+    /// Routing table for delivery routes. Default: 254 (main).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<u32>,
+    /// Metric (priority) of our routes. Default: 20.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub metric: Option<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const EXAMPLES: [(&str, &str); 5] = [
+        ("killick.toml", include_str!("../../config/killick.toml")),
+        ("anchor.toml", include_str!("../../config/anchor.toml")),
+        ("client.toml", include_str!("../../config/client.toml")),
+        ("controller.toml", include_str!("../../config/controller.toml")),
+        ("reflector.toml", include_str!("../../config/reflector.toml")),
+    ];
+
+    #[test]
+    fn examples_survive_a_round_trip() {
+        for (name, text) in EXAMPLES {
+            let file: File = toml::from_str(text).unwrap_or_else(|e| panic!("{name}: {e}"));
+            let again = toml::to_string(&file).unwrap();
+            assert_eq!(toml::from_str::<File>(&again).unwrap(), file, "{name}\n{again}");
+        }
+    }
+
+    /// The commented keys of the example are keys, not memories of keys.
+    #[test]
+    fn the_commented_defaults_of_the_example_are_accepted() {
+        let text: String = EXAMPLES[0]
+            .1
+            .lines()
+            .map(|line| match line.strip_prefix("# ") {
+                Some(rest) if rest.split(" = ").next().is_some_and(is_key) => format!("{rest}\n"),
+                Some(_) | None => format!("{line}\n"),
+            })
+            .collect();
+        let file: File = toml::from_str(&text).unwrap_or_else(|e| panic!("{e}"));
+        assert_eq!(file.kernel.metric, Some(20));
+        assert_eq!(file.access[0].router_advertisement.as_ref().unwrap().mtu, Some(1500));
+    }
+
+    fn is_key(text: &str) -> bool {
+        text.bytes().all(|b| b.is_ascii_lowercase() || b == b'-')
+    }
+}

@@ -1,0 +1,169 @@
+//! What others change in the kernel: links, failed neighbours, routes.
+
+use std::io;
+use std::net::IpAddr;
+use std::os::fd::{AsRawFd, RawFd};
+
+use netlink_packet_route::RouteNetlinkMessage;
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
+use netlink_sys::{Socket, SocketAddr};
+
+use super::link::LinkState;
+use super::socket::{open_socket, parse, split};
+use crate::types::MacAddr;
+use crate::types::seam::IfIndex;
+
+const RTNLGRP_LINK: u32 = 1;
+const RTNLGRP_NEIGH: u32 = 3;
+const RTNLGRP_IPV4_ROUTE: u32 = 7;
+const RTNLGRP_IPV6_ROUTE: u32 = 11;
+
+/// Datagrams per call: the caller's other work is not kept waiting by a storm.
+const DATAGRAMS_MAX: usize = 64;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// A link is new, went up or down, or changed otherwise.
+    Link(LinkState),
+    LinkGone(IfIndex),
+    /// Neighbour discovery got no answer.
+    NeighborFailed {
+        link: IfIndex,
+        ip: IpAddr,
+    },
+    /// The kernel has learned this link-layer address, by itself or from an operator.
+    NeighborLearned {
+        link: IfIndex,
+        ip: IpAddr,
+        mac: MacAddr,
+    },
+    /// Routes of others changed: next hops may resolve otherwise.
+    RoutesChanged,
+    /// Somebody else has added or removed a route with our protocol number.
+    OwnRoutesChanged,
+    /// Notifications were lost: everything has to be looked at again.
+    Lost,
+}
+
+pub struct Monitor {
+    socket: Socket,
+    buffer: Vec<u8>,
+    protocol: u8,
+}
+
+/// What the messages of one read said about routes: of these only the fact matters.
+#[derive(Default)]
+struct Routes {
+    others: bool,
+    ours: bool,
+}
+
+impl Monitor {
+    /// `own_port` is the socket whose changes are not reported back: a full table would be an
+    /// echo of a million messages.
+    pub(super) fn open(own_port: u32, protocol: u8) -> io::Result<Self> {
+        let mut socket = open_socket()?;
+        ignore_port(&socket, own_port)?;
+        socket.bind(&SocketAddr::new(0, 0))?;
+        for group in [RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE] {
+            socket.add_membership(group)?;
+        }
+        socket.set_non_blocking(true)?;
+        Ok(Self { socket, buffer: vec![0; 64 << 10], protocol })
+    }
+
+    /// Reads what is there. True when there may be more.
+    pub fn read(&mut self, out: &mut Vec<Notice>) -> io::Result<bool> {
+        let mut routes = Routes::default();
+        let protocol = self.protocol;
+        let mut more = true;
+        for _ in 0..DATAGRAMS_MAX {
+            match self.socket.recv(&mut &mut self.buffer[..], 0) {
+                Ok(len) => split(&self.buffer[..len.min(self.buffer.len())], |header, body| {
+                    if let Ok(message) = parse(header, body) {
+                        notice(&message, protocol, &mut routes, out);
+                    }
+                }),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                    more = false;
+                    break;
+                }
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => out.push(Notice::Lost),
+                Err(error) => return Err(error),
+            }
+        }
+        if routes.others {
+            out.push(Notice::RoutesChanged);
+        }
+        if routes.ours {
+            out.push(Notice::OwnRoutesChanged);
+        }
+        Ok(more)
+    }
+}
+
+impl AsRawFd for Monitor {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
+    }
+}
+
+fn notice(message: &RouteNetlinkMessage, protocol: u8, routes: &mut Routes, out: &mut Vec<Notice>) {
+    match message {
+        RouteNetlinkMessage::NewLink(link) => {
+            out.extend(LinkState::from_message(link).map(Notice::Link));
+        }
+        RouteNetlinkMessage::DelLink(link) => {
+            out.push(Notice::LinkGone(IfIndex(link.header.index)));
+        }
+        RouteNetlinkMessage::NewNeighbour(neighbor) => out.extend(neighbor_notice(neighbor)),
+        RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+            if u8::from(route.header.protocol) == protocol {
+                routes.ours = true;
+            } else {
+                routes.others = true;
+            }
+        }
+        _ => {} // of groups that were not asked for
+    }
+}
+
+fn neighbor_notice(neighbor: &NeighbourMessage) -> Option<Notice> {
+    let (mut ip, mut mac) = (None, None);
+    for attribute in &neighbor.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some((*v4).into()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => ip = Some((*v6).into()),
+            NeighbourAttribute::LinkLayerAddress(octets) => {
+                mac = <[u8; 6]>::try_from(octets.as_slice()).ok().map(MacAddr);
+            }
+            _ => {} // of no interest
+        }
+    }
+    let (link, ip) = (IfIndex(neighbor.header.ifindex), ip?);
+    if neighbor.header.state == NeighbourState::Failed {
+        return Some(Notice::NeighborFailed { link, ip });
+    }
+    mac.map(|mac| Notice::NeighborLearned { link, ip, mac })
+}
+
+/// A classic BPF program over the netlink header: drop route messages that carry our port number.
+fn ignore_port(socket: &Socket, port: u32) -> io::Result<()> {
+    // Loads are big-endian, the header is in the machine's order.
+    let port = u32::from_be_bytes(port.to_ne_bytes());
+    let statement = |code: u32, k: u32, jt: u8, jf: u8| libc::sock_filter {
+        code: u16::try_from(code).expect("a BPF opcode has 16 bits"),
+        jt,
+        jf,
+        k,
+    };
+    let program = [
+        statement(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 12, 0, 0),
+        statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, port, 0, 1),
+        statement(libc::BPF_RET | libc::BPF_K, 0, 0, 0),
+        statement(libc::BPF_RET | libc::BPF_K, u32::MAX, 0, 0),
+    ];
+    crate::dataplane::attach_filter(socket.as_raw_fd(), &program)
+}

@@ -1,0 +1,907 @@
+//! The walk of a mobility event through the rooms.
+//!
+//! ```text
+//!  1 sighting ──anchor──→ MobilityEvent::Attached
+//!  2            who had it?  location, BGP table, home of the pool → candidates
+//!  3            ──mctx──→ CT-Req to the pMA … CTD back: Context         (nobody to ask: skip)
+//!  4            ──location──→ Binding with the next generation: BindingChange
+//!  5            ──iec──→ FE_E first: PolicyChange::Deliver ──gateway──→ kernel
+//!  6            ←─ Applied ── then PolicyChange::Announce ──bgp──→ UPDATE (or R_XC report)
+//!  7            ──mctx──→ CTDR to the pMA
+//!
+//!  at the pMA:  CTDR, or the newer claim heard in BGP: location lets go, iec withdraws and releases
+//! ```
+//!
+//! What is heard in BGP about a prefix that we hold is compared by generation, never by arrival:
+//! newer, we let go; older, we announce ours again with a preference that beats it; equal, the
+//! lower anchor id makes the next generation and the other lets go.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::config::NodeConfig;
+use super::output::{Counters, HandoverPhase, Mode, Observation, Output, Record};
+use super::timeline::{Detail, Event, Phase, Timeline};
+use crate::anchor::Anchor;
+use crate::gateway::Egress;
+use crate::iec::{self, Evidence, Iec, IecConfig, Scope};
+use crate::location::{Applied as Verdict, Location, LocationError, Pools};
+use crate::mctx::{self, Mctx, NoContext};
+use crate::proto::bgp::rib::PeerId;
+use crate::proto::bgp::speaker::Speaker;
+use crate::proto::nd;
+use crate::types::seam::{
+    Applied, Attachment, BindingChange, Context, ContextPrefix, IfIndex, LeaveReason,
+    MobilityEvent, PolicyChange, Sighting,
+};
+use crate::types::transfer::Refusal;
+use crate::types::{
+    AnchorId, Binding, Claim, Generation, Instant, Lifetime, MnId, Prefix, Revision,
+};
+
+/// Attaches that wait for a context, at most; beyond, the sighting is ignored and the node's next
+/// packet tries again.
+pub(super) const WAITING_MAX: usize = 100_000;
+
+/// An attach that waits for its context.
+#[derive(Clone, Debug)]
+pub(super) struct Waiting {
+    pub mn: MnId,
+    pub by: Sighting,
+    pub attachment: Option<Attachment>,
+    pub since: Instant,
+}
+
+/// A binding whose handover is under way here.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Underway {
+    pub since: Instant,
+    pub mode: Mode,
+    pub by: Sighting,
+    /// A context was imported from there: it waits for our word.
+    pub pma: Option<AnchorId>,
+}
+
+/// One killick, without its sockets.
+pub struct Node {
+    pub(super) config: NodeConfig,
+    pub(super) pools: Pools,
+    pub anchor: Anchor,
+    pub mctx: Mctx,
+    pub location: Location,
+    pub iec: Iec,
+    pub egress: Egress,
+    pub(super) routers: BTreeMap<IfIndex, nd::Router>,
+    /// Opaque attributes that came with a node's context and go on with it.
+    pub(super) attributes: BTreeMap<MnId, Vec<(u16, Vec<u8>)>>,
+    /// Bindings of an anchor that its full report has not named yet.
+    pub(super) unreported: BTreeMap<AnchorId, BTreeSet<Prefix>>,
+    pub speaker: Option<Speaker>,
+    /// Neighbours that have been up since the start.
+    pub(super) sessions_seen: BTreeSet<PeerId>,
+    pub timeline: Timeline,
+    pub counters: Counters,
+    pub(super) waiting: BTreeMap<Prefix, Waiting>,
+    pub(super) underway: BTreeMap<Prefix, Underway>,
+    /// Claimed without the context of the previous holder: the first higher generation that is
+    /// heard may be about the time before, see [`Self::hear_newer`].
+    pub(super) provisional: BTreeSet<Prefix>,
+    /// What the store had, until the peers' tables are here.
+    pub(super) recovering: Option<(Instant, Vec<Binding>)>,
+    /// Cursor of a walk that announces everything again after a session was lost.
+    pub(super) reasserting: Option<u32>,
+}
+
+impl Node {
+    /// `scope` without BGP needs controllers; the configuration checker has seen to that.
+    pub fn new(config: NodeConfig, anchor: Anchor, mctx: Mctx, speaker: Option<Speaker>) -> Self {
+        let iec_config = IecConfig {
+            scope: config.scope.unwrap_or(Scope::Distributed { own: config.own }),
+            settle_delay: config.settle_delay,
+            settle_unconfirmed: config.settle_unconfirmed,
+            prepare_max: config.prepare_max,
+        };
+        Self {
+            pools: Pools::new(config.pools.clone()),
+            anchor,
+            mctx,
+            location: Location::new(config.seed),
+            iec: Iec::new(iec_config, config.seed),
+            egress: Egress::default(),
+            routers: BTreeMap::new(),
+            attributes: BTreeMap::new(),
+            unreported: BTreeMap::new(),
+            speaker,
+            sessions_seen: BTreeSet::new(),
+            timeline: Timeline::default(),
+            counters: Counters::default(),
+            waiting: BTreeMap::new(),
+            underway: BTreeMap::new(),
+            provisional: BTreeSet::new(),
+            recovering: None,
+            reasserting: None,
+            config,
+        }
+    }
+
+    pub fn own(&self) -> AnchorId {
+        self.config.own
+    }
+
+    /// Attaches that wait for a context, and bindings that are not announced yet.
+    pub fn unfinished(&self) -> usize {
+        self.waiting.len() + self.underway.len()
+    }
+
+    // ---- 1: something happened to a node --------------------------------------------------
+
+    pub(super) fn handle_event(
+        &mut self,
+        event: MobilityEvent,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        match event {
+            MobilityEvent::Attached { prefix, mn, attachment, by } => {
+                self.handle_attached(prefix, mn, attachment, by, now, out);
+            }
+            MobilityEvent::Left { mn, reason } => self.handle_left(&mn, reason, now, out),
+            MobilityEvent::Moving { mn, to } => self.handle_moving(&mn, to, now, out),
+            MobilityEvent::Claimed { prefix, claim } => {
+                self.handle_claim(prefix, claim, now, out);
+            }
+        }
+    }
+
+    fn handle_attached(
+        &mut self,
+        prefix: Prefix,
+        mn: MnId,
+        attachment: Option<Attachment>,
+        by: Sighting,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        if self.pools.find(prefix).is_none() {
+            self.counters.refused_not_in_pool += 1;
+            return self.refuse(prefix, Some(mn), "not in a mobile pool", now);
+        }
+        if let Some(held) = self.location.find(prefix).filter(|b| b.anchor == self.config.own) {
+            if held.mn == mn {
+                return self.handle_same_anchor(prefix, attachment, out);
+            }
+            self.counters.refused_other_node += 1;
+            return self.refuse(prefix, Some(mn), "the prefix belongs to another node", now);
+        }
+        if self.waiting.contains_key(&prefix) || self.waiting.len() >= WAITING_MAX {
+            return;
+        }
+        self.record(now, Some(mn.clone()), prefix, Phase::Sighted, None, Detail::By(by));
+        let candidates = self.candidates(prefix);
+        if candidates.is_empty() {
+            let heard = self.heard(prefix).is_some();
+            let mode = if heard { Mode::Provisional } else { Mode::Initial };
+            let underway = Underway { since: now, mode, by, pma: None };
+            return self.bind(prefix, mn, attachment, None, underway, now, out);
+        }
+        let known = self.known_generation(prefix);
+        let first = candidates.first().copied();
+        self.record(now, Some(mn.clone()), prefix, Phase::ContextRequested, first, "");
+        self.waiting.insert(prefix, Waiting { mn: mn.clone(), by, attachment, since: now });
+        let mut asked = Vec::new();
+        self.mctx.handle_attached(&mn, prefix, &candidates, known, now, &mut asked);
+        self.carry_mctx(asked, now, out);
+    }
+
+    /// The node moved between two access links of this anchor, or was seen again.
+    fn handle_same_anchor(
+        &mut self,
+        prefix: Prefix,
+        attachment: Option<Attachment>,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(attachment) = attachment else { return };
+        self.counters.attaches_same_anchor += 1;
+        let Some(binding) = self.location.find(prefix).cloned() else { return };
+        // Nobody else needs to hear of it, so the generation stays.
+        out.push(Output::Persist {
+            prefix,
+            record: Record::Bound { binding, attachment: Some(attachment) },
+        });
+        self.redeliver(prefix, attachment, out);
+    }
+
+    /// The same delivery over another attachment (or again, after a restart).
+    pub(super) fn redeliver(
+        &mut self,
+        prefix: Prefix,
+        attachment: Attachment,
+        out: &mut Vec<Output>,
+    ) {
+        let revision = self.egress.find(prefix).map_or(Revision(0), |d| d.revision);
+        let policy = PolicyChange::Deliver { prefix, attachment, revision };
+        let mut changes = Vec::new();
+        self.egress.handle_policy(&policy, &mut changes);
+        out.extend(changes.into_iter().map(Output::Forwarding));
+    }
+
+    // ---- 2: who had it? -------------------------------------------------------------------
+
+    /// Whom to ask for the context, the likeliest first.
+    fn candidates(&self, prefix: Prefix) -> Vec<AnchorId> {
+        let controllers = self.config.controllers.iter().copied();
+        let heard = self.heard(prefix).map(|h| h.anchor);
+        let remembered = self.location.known_claim(prefix).map(|c| c.anchor);
+        let home = self.pools.home(prefix);
+        let mut candidates: Vec<AnchorId> = Vec::new();
+        for anchor in heard.into_iter().chain(controllers).chain(remembered).chain(home) {
+            let can_be_asked = anchor != self.config.own && self.config.trust.contains_key(&anchor);
+            if can_be_asked && !candidates.contains(&anchor) {
+                candidates.push(anchor);
+            }
+        }
+        candidates
+    }
+
+    /// The greatest generation that is remembered here or heard in BGP.
+    pub(super) fn known_generation(&self, prefix: Prefix) -> Generation {
+        let remembered = self.location.known_claim(prefix).map(|c| c.generation);
+        let heard = self.heard(prefix).and_then(|h| h.generation);
+        remembered.unwrap_or_default().max(heard.unwrap_or_default())
+    }
+
+    // ---- 3: the context -------------------------------------------------------------------
+
+    pub(super) fn carry_mctx(
+        &mut self,
+        outputs: Vec<mctx::Output>,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        for output in outputs {
+            match output {
+                mctx::Output::Send { to, signal } => out.push(Output::Signal { to, signal }),
+                mctx::Output::Imported { mn, result, .. } => {
+                    self.handle_imported(&mn, result, now, out);
+                }
+                mctx::Output::ExportWanted { prefix, to, sequence } => {
+                    self.handle_export_wanted(prefix, to, sequence, now, out);
+                }
+                mctx::Output::Transferred { mn, prefixes, to, generation } => {
+                    self.handle_transferred(&mn, &prefixes, to, generation, now, out);
+                }
+                mctx::Output::Predicted { mn, prefixes, from } => {
+                    for prefix in prefixes {
+                        let mn = Some(mn.clone());
+                        self.record(now, mn, prefix, Phase::ContextReceived, Some(from), "ahead");
+                    }
+                }
+                // The node stays ours; if it is elsewhere all the same, its claim will say so.
+                mctx::Output::ExportEnded { mn, to, how } => {
+                    tracing::info!(%mn, %to, ?how, "a context was not taken over");
+                }
+                mctx::Output::SyncStart { from } => self.handle_sync_start(from),
+                mctx::Output::Reported { from, reports } => {
+                    for report in reports {
+                        self.handle_report(from, report, now, out);
+                    }
+                }
+                mctx::Output::SyncEnd { from } => self.handle_sync_end(from, now, out),
+            }
+        }
+    }
+
+    /// The outcome for all prefixes of the node that wait here.
+    fn handle_imported(
+        &mut self,
+        mn: &MnId,
+        result: Result<mctx::Imported, NoContext>,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        if let Ok(mctx::Imported { context, late: true, .. }) = result {
+            return self.handle_late_context(context, now, out);
+        }
+        let waiting: Vec<(Prefix, Waiting)> = self
+            .waiting
+            .iter()
+            .filter(|(_, w)| w.mn == *mn)
+            .map(|(p, w)| (*p, w.clone()))
+            .collect();
+        for (prefix, Waiting { mn, by, attachment, since }) in waiting {
+            if self.waiting.remove(&prefix).is_none() {
+                continue; // came with the context of a sibling
+            }
+            // It may have moved to another link meanwhile.
+            let attachment = self.anchor_of(prefix).or(attachment);
+            let unheard = self.heard(prefix).is_none();
+            let (context, mode, from) = match &result {
+                Ok(imported) => {
+                    let mode = match imported.mode {
+                        mctx::Mode::Predictive => Mode::Predictive,
+                        mctx::Mode::Reactive => Mode::Reactive,
+                    };
+                    (Some(imported.context.clone()), mode, Some(imported.from))
+                }
+                // Everybody who could have it says that the node is new.
+                Err(NoContext::Unknown | NoContext::NoCandidate) if unheard => {
+                    (None, Mode::Initial, None)
+                }
+                Err(_) => (None, Mode::Provisional, None),
+            };
+            let found = context.is_some();
+            let phase = if found { Phase::ContextReceived } else { Phase::ContextAbsent };
+            let why = match &result {
+                Ok(_) => "",
+                Err(why) => no_context_word(*why),
+            };
+            self.record(now, Some(mn.clone()), prefix, phase, from, why);
+            self.observe(HandoverPhase::Context, mode, now - since, out);
+            self.bind(
+                prefix,
+                mn,
+                attachment,
+                context,
+                Underway { since, mode, by, pma: from },
+                now,
+                out,
+            );
+        }
+    }
+
+    /// A context that comes after the node has been claimed without one: the claim is made again
+    /// above its generation, and what else belongs to the node comes along.
+    fn handle_late_context(&mut self, context: Context, now: Instant, out: &mut Vec<Output>) {
+        let here = self.location.prefixes_of(&context.mn).to_vec();
+        let held =
+            |p: &&Prefix| self.location.find(**p).is_some_and(|b| b.anchor == self.config.own);
+        let Some(&first) = here.iter().find(held) else { return };
+        let attachment = self.anchor_of(first);
+        let above = self.location.generation_of(&context.mn) > context.generation;
+        let missing = context.prefixes.iter().any(|p| !here.contains(&p.prefix));
+        if above && !missing {
+            return self.confirm(&context.mn, now, out);
+        }
+        let mn = context.mn.clone();
+        let pma = Some(context.anchor);
+        let by = Sighting::Packet;
+        let underway = Underway { since: now, mode: Mode::Reactive, by, pma };
+        self.bind(first, mn, attachment, Some(context), underway, now, out);
+    }
+
+    fn confirm(&mut self, mn: &MnId, now: Instant, out: &mut Vec<Output>) {
+        let mut said = Vec::new();
+        self.mctx.handle_installed(mn, Ok(()), now, &mut said);
+        self.carry_mctx(said, now, out);
+    }
+
+    pub(super) fn anchor_of(&self, prefix: Prefix) -> Option<Attachment> {
+        self.anchor.attachment_of(prefix)
+    }
+
+    // ---- 4: the binding -------------------------------------------------------------------
+
+    /// The node is here: it and all that came with its context are bound to this anchor, under the
+    /// next generation.
+    #[expect(clippy::too_many_arguments, reason = "one attach, told once")]
+    fn bind(
+        &mut self,
+        prefix: Prefix,
+        mn: MnId,
+        attachment: Option<Attachment>,
+        context: Option<Context>,
+        underway: Underway,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        let mode = underway.mode;
+        let mut prefixes = vec![(prefix, Lifetime::WhileAttached)];
+        for p in context.iter().flat_map(|c| &c.prefixes) {
+            // The lease of an imported prefix goes on; a node that is here needs none of its own.
+            let lifetime = Lifetime::WhileAttached;
+            if p.prefix != prefix && self.pools.find(p.prefix).is_some() {
+                prefixes.push((p.prefix, lifetime));
+            }
+        }
+        let mut known = self.location.generation_of(&mn);
+        known = known.max(context.as_ref().map_or(Generation::NONE, |c| c.generation));
+        for &(p, _) in &prefixes {
+            known = known.max(self.known_generation(p));
+        }
+        let Some(generation) = known.next() else {
+            return self.refuse(prefix, Some(mn), "the generation is at its end", now);
+        };
+        let moved = context.is_some() || generation.0 > 1;
+        if let Some(context) = context.filter(|c| !c.attributes.is_empty()) {
+            self.attributes.insert(mn.clone(), context.attributes);
+        }
+        let home = self.pools.home(prefix);
+        match (moved, home == Some(self.config.own)) {
+            (false, _) => self.counters.attaches_initial += 1,
+            (true, true) => self.counters.attaches_return += 1,
+            (true, false) => self.counters.attaches_handover += 1,
+        }
+        for (p, lifetime) in prefixes {
+            let held_elsewhere = mode != Mode::Initial || self.heard(p).is_some();
+            let binding = Binding {
+                prefix: p,
+                mn: mn.clone(),
+                anchor: self.config.own,
+                fe_e: self.config.fe_e,
+                home: self.pools.home(p),
+                generation,
+                lifetime,
+            };
+            self.waiting.remove(&p);
+            self.underway.insert(p, underway);
+            if mode == Mode::Provisional {
+                self.counters.handovers_provisional += 1;
+                self.provisional.insert(p);
+            }
+            let mut said = Vec::new();
+            // One that another node has here stays with it.
+            if p == prefix || self.anchor.handle_import(&mn, &[p], &mut said).is_ok() {
+                let evidence = Evidence { held_elsewhere, attachment };
+                let _ = self.apply_binding(binding, evidence, now, out);
+            }
+            self.carry_anchor(said, now, out);
+        }
+    }
+
+    /// Gives a statement to the location database and carries on what changed.
+    pub(super) fn apply_binding(
+        &mut self,
+        binding: Binding,
+        evidence: Evidence,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) -> Result<Verdict, LocationError> {
+        let mut changes = Vec::new();
+        let verdict = self.location.apply(binding.clone(), &mut changes);
+        match &verdict {
+            Ok(Verdict::Older { known } | Verdict::TieLost { known }) => {
+                self.counters.stale_generations_ignored += 1;
+                let detail = "older than what is known";
+                let p = binding.prefix;
+                self.record(now, Some(binding.mn), p, Phase::Refused, Some(known.anchor), detail);
+            }
+            Ok(Verdict::TieWon { lost }) => {
+                self.counters.duplicate_anchors += 1;
+                self.record(
+                    now,
+                    Some(binding.mn),
+                    binding.prefix,
+                    Phase::Tie,
+                    Some(lost.anchor),
+                    "won",
+                );
+            }
+            Ok(Verdict::Newer | Verdict::Same) => {}
+            Err(LocationError::OtherNode) => self.counters.refused_other_node += 1,
+            Err(_) => self.counters.refused_full += 1,
+        }
+        for change in &changes {
+            self.carry_change(change, evidence, now, out);
+        }
+        verdict
+    }
+
+    fn carry_change(
+        &mut self,
+        change: &BindingChange,
+        evidence: Evidence,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        let prefix = change.prefix;
+        if let Some(binding) = &change.new {
+            let peer = change.old.as_ref().map(|b| b.anchor);
+            let by = self.underway.get(&prefix).map_or(Detail::None, |u| Detail::By(u.by));
+            self.record(now, Some(binding.mn.clone()), prefix, Phase::Bound, peer, by);
+            out.push(Output::Persist {
+                prefix,
+                record: Record::Bound { binding: binding.clone(), attachment: evidence.attachment },
+            });
+        } else if let Some(claim) = self.location.known_claim(prefix) {
+            out.push(Output::Persist { prefix, record: Record::Gone(claim) });
+        }
+        let mut wishes = Vec::new();
+        self.iec.handle_change(change, evidence, now, &mut wishes);
+        self.carry_iec(wishes, now, out);
+    }
+
+    // ---- 5, 6: FE_E, then everybody else --------------------------------------------------
+
+    pub(super) fn carry_iec(
+        &mut self,
+        outputs: Vec<iec::Output>,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        for output in outputs {
+            match output {
+                iec::Output::Policy(policy) => self.carry_policy(policy, now, out),
+                iec::Output::Announced { prefix, .. } => self.handle_announced(prefix, now, out),
+                iec::Output::Unconfirmed { prefix, .. } => {
+                    self.record(now, None, prefix, Phase::DeliveryUnconfirmed, None, "");
+                }
+                iec::Output::Settled { prefix, home } => {
+                    self.provisional.remove(&prefix);
+                    let detail = if home { "the aggregate leads home" } else { "" };
+                    self.record(now, None, prefix, Phase::Settled, None, detail);
+                }
+            }
+        }
+    }
+
+    fn carry_policy(&mut self, policy: PolicyChange, now: Instant, out: &mut Vec<Output>) {
+        match policy {
+            PolicyChange::Deliver { .. } | PolicyChange::Release { .. } => {
+                if let PolicyChange::Release { prefix, .. } = policy {
+                    self.record(now, None, prefix, Phase::Released, None, "");
+                }
+                let mut changes = Vec::new();
+                self.egress.handle_policy(&policy, &mut changes);
+                out.extend(changes.into_iter().map(Output::Forwarding));
+            }
+            PolicyChange::Announce { prefix, anchor, fe_e, preference } => {
+                match self.config.scope {
+                    Some(Scope::Client { .. }) => self.report(prefix, now, out),
+                    Some(Scope::Distributed { .. } | Scope::Controller) | None => {
+                        self.announce(prefix, anchor, fe_e, preference);
+                    }
+                }
+            }
+            PolicyChange::Withdraw { prefix } => {
+                self.record(now, None, prefix, Phase::Withdrawn, None, "");
+                match self.config.scope {
+                    Some(Scope::Client { .. }) => self.report(prefix, now, out),
+                    Some(Scope::Distributed { .. } | Scope::Controller) | None => {
+                        self.withdraw(prefix);
+                    }
+                }
+            }
+        }
+    }
+
+    /// The kernel did, or could not do, what FE_E was asked for.
+    pub fn handle_applied(&mut self, applied: Applied, now: Instant, out: &mut Vec<Output>) {
+        let Applied { prefix, revision, result } = applied;
+        if result.is_err() {
+            self.counters.delivery_errors += 1;
+        }
+        if self.egress.find(prefix).is_some() {
+            let detail = if result.is_ok() { "" } else { "the kernel refused" };
+            self.record(now, None, prefix, Phase::Delivering, None, detail);
+        }
+        if let Some(&Underway { since, mode, .. }) = self.underway.get(&prefix) {
+            self.observe(HandoverPhase::Delivery, mode, now - since, out);
+        }
+        let mut wishes = Vec::new();
+        self.iec.handle_applied(prefix, revision, now, &mut wishes);
+        self.carry_iec(wishes, now, out);
+    }
+
+    /// 7: the claim is out, so the pMA may let go.
+    fn handle_announced(&mut self, prefix: Prefix, now: Instant, out: &mut Vec<Output>) {
+        let announced = self.iec.is_announced(prefix);
+        let phase = if announced { Phase::Announced } else { Phase::AtHome };
+        self.record(now, None, prefix, phase, None, "");
+        let Some(underway) = self.underway.remove(&prefix) else { return };
+        self.observe(HandoverPhase::Announce, underway.mode, now - underway.since, out);
+        self.counters.handovers_completed += 1;
+        let Some(pma) = underway.pma else { return };
+        let Some(mn) = self.location.find(prefix).map(|b| b.mn.clone()) else { return };
+        // All prefixes of the node came with one context; the last one that is ready says so.
+        let siblings = self.location.prefixes_of(&mn);
+        if siblings.iter().any(|p| self.underway.contains_key(p)) {
+            return;
+        }
+        let siblings = siblings.to_vec();
+        self.record(now, Some(mn.clone()), prefix, Phase::ConfirmSent, Some(pma), "");
+        self.confirm(&mn, now, out);
+        for p in siblings {
+            self.iec.handle_confirmed(p, now);
+        }
+    }
+
+    // ---- at the pMA -----------------------------------------------------------------------
+
+    fn handle_export_wanted(
+        &mut self,
+        prefix: Prefix,
+        to: AnchorId,
+        sequence: u32,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        let reply = self.export(prefix, to, now);
+        if reply.is_ok() {
+            self.record(now, None, prefix, Phase::ContextSent, Some(to), "");
+        }
+        let mut sent = Vec::new();
+        self.mctx.reply_context(prefix, to, sequence, reply, now, &mut sent);
+        self.carry_mctx(sent, now, out);
+    }
+
+    fn export(&self, prefix: Prefix, to: AnchorId, now: Instant) -> Result<Context, Refusal> {
+        let Some(binding) = self.location.find(prefix) else {
+            // We let it go to somebody: the asker may know less than we do.
+            return Err(match self.location.known_claim(prefix) {
+                Some(c) if c.anchor != self.config.own && c.anchor != to => {
+                    Refusal::Referral(c.anchor)
+                }
+                Some(_) | None => Refusal::Unknown,
+            });
+        };
+        let is_controller = matches!(self.config.scope, Some(Scope::Controller));
+        if binding.anchor != self.config.own
+            && binding.anchor != to
+            && is_controller
+            && self.config.trust.contains_key(&binding.anchor)
+        {
+            return Err(Refusal::Referral(binding.anchor));
+        }
+        Ok(self.context_of(&binding.mn.clone(), now))
+    }
+
+    /// The context of a node as it would be exported now.
+    pub(super) fn context_of(&self, mn: &MnId, now: Instant) -> Context {
+        let bindings =
+            || self.location.prefixes_of(mn).iter().filter_map(|&p| self.location.find(p));
+        Context {
+            mn: mn.clone(),
+            generation: bindings().map(|b| b.generation).max().unwrap_or_default(),
+            anchor: self.config.own,
+            prefixes: bindings()
+                .map(|b| ContextPrefix {
+                    prefix: b.prefix,
+                    home: b.home,
+                    lifetime_s: b
+                        .lifetime
+                        .remaining(now)
+                        .map(|d| u32::try_from(d.as_secs()).unwrap_or(u32::MAX)),
+                })
+                .collect(),
+            attributes: self.attributes.get(mn).cloned().unwrap_or_default(),
+        }
+    }
+
+    /// The nMA has announced the node: we let go.
+    fn handle_transferred(
+        &mut self,
+        mn: &MnId,
+        prefixes: &[Prefix],
+        to: AnchorId,
+        generation: Generation,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(next) = generation.next() else { return };
+        let claim = Claim { generation: next, anchor: to };
+        for &prefix in prefixes {
+            let held = self.location.find(prefix).filter(|b| b.anchor == self.config.own);
+            if held.is_some_and(|b| b.mn == *mn && b.claim() < claim) {
+                self.record(now, Some(mn.clone()), prefix, Phase::Transferred, Some(to), "");
+                self.let_go(prefix, claim, now, out);
+            }
+        }
+    }
+
+    /// The binding ends here; `claim` is the greatest that is known.
+    pub(super) fn let_go(
+        &mut self,
+        prefix: Prefix,
+        claim: Claim,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        self.provisional.remove(&prefix);
+        self.underway.remove(&prefix);
+        let mut said = Vec::new();
+        self.anchor.release(prefix, &mut said);
+        self.carry_anchor(said, now, out);
+        let mut changes = Vec::new();
+        self.location.remove(prefix, claim, &mut changes);
+        for change in &changes {
+            let evidence = Evidence { held_elsewhere: true, attachment: None };
+            self.carry_change(change, evidence, now, out);
+            // What the store had is delivered before the iec knows of it: it cannot release that.
+            if self.egress.find(prefix).is_some() {
+                let revision = change.revision;
+                self.carry_policy(PolicyChange::Release { prefix, revision }, now, out);
+            }
+            if let Some(old) = &change.old {
+                self.forget_import(&old.mn, now, out);
+            }
+        }
+    }
+
+    /// A context that is still asked for is of no use when nothing of the node is left here.
+    fn forget_import(&mut self, mn: &MnId, now: Instant, out: &mut Vec<Output>) {
+        let is_here = !self.location.prefixes_of(mn).is_empty();
+        if is_here || self.waiting.values().any(|w| w.mn == *mn) {
+            return;
+        }
+        let mut said = Vec::new();
+        self.mctx.handle_left(mn, now, &mut said);
+        self.carry_mctx(said, now, out);
+    }
+
+    fn handle_left(&mut self, mn: &MnId, reason: LeaveReason, now: Instant, out: &mut Vec<Output>) {
+        self.waiting.retain(|_, w| w.mn != *mn);
+        self.forget_import(mn, now, out);
+        for prefix in self.location.prefixes_of(mn).to_vec() {
+            let Some(held) = self.location.find(prefix).filter(|b| b.anchor == self.config.own)
+            else {
+                continue;
+            };
+            let claim = held.claim();
+            self.record(now, Some(mn.clone()), prefix, Phase::Left, None, Detail::Why(reason));
+            self.let_go(prefix, claim, now, out);
+        }
+    }
+
+    pub(super) fn handle_moving(
+        &mut self,
+        mn: &MnId,
+        to: AnchorId,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        let context = self.context_of(mn, now);
+        for p in &context.prefixes {
+            self.record(now, Some(mn.clone()), p.prefix, Phase::MoveAnnounced, Some(to), "");
+        }
+        let mut sent = Vec::new();
+        if let Err(why) = self.mctx.move_to(context, to, now, &mut sent) {
+            tracing::warn!(%mn, %to, %why, "the context is not sent ahead");
+        }
+        self.carry_mctx(sent, now, out);
+    }
+
+    // ---- somebody else claims what we hold ------------------------------------------------
+
+    /// A claim with a generation, from BGP or from a controller.
+    pub(super) fn handle_claim(
+        &mut self,
+        prefix: Prefix,
+        claim: Claim,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        let Some(held) = self.location.find(prefix) else {
+            return self.location.bury(prefix, claim);
+        };
+        let ours = held.claim();
+        if claim == ours || claim.anchor == held.anchor && claim.generation < ours.generation {
+            return;
+        }
+        if !self.may_claim(claim.anchor, prefix) {
+            self.counters.unauthorised_claims += 1;
+            return self.record(
+                now,
+                None,
+                prefix,
+                Phase::Refused,
+                Some(claim.anchor),
+                "not authorised",
+            );
+        }
+        match claim.generation.cmp(&ours.generation) {
+            std::cmp::Ordering::Greater => self.hear_newer(prefix, claim, now, out),
+            std::cmp::Ordering::Less => self.reassert(prefix, claim.anchor, now, out),
+            std::cmp::Ordering::Equal => {
+                self.counters.duplicate_anchors += 1;
+                if claim > ours {
+                    self.record(now, None, prefix, Phase::Tie, Some(claim.anchor), "lost");
+                    self.let_go(prefix, claim, now, out);
+                } else {
+                    // Routers may prefer either of two equal claims; the next generation decides,
+                    // and only the winner of the tie makes it.
+                    self.record(now, None, prefix, Phase::Tie, Some(claim.anchor), "won");
+                    self.outbid(prefix, claim.generation, now, out);
+                }
+            }
+        }
+    }
+
+    /// A newer claim ends ours. Only one that was made without knowing the past (`provisional`) may
+    /// have met the past: the node is still attached here, so the claim is made once more, above.
+    fn hear_newer(&mut self, prefix: Prefix, claim: Claim, now: Instant, out: &mut Vec<Output>) {
+        if self.provisional.remove(&prefix) {
+            return self.outbid(prefix, claim.generation, now, out);
+        }
+        self.counters.released_newer_claim += 1;
+        self.record(now, None, prefix, Phase::NewerClaim, Some(claim.anchor), "");
+        self.let_go(prefix, claim, now, out);
+    }
+
+    /// The same binding under a generation above `heard`.
+    fn outbid(&mut self, prefix: Prefix, heard: Generation, now: Instant, out: &mut Vec<Output>) {
+        let (Some(held), Some(generation)) = (self.location.find(prefix), heard.next()) else {
+            return;
+        };
+        let binding = Binding { generation, ..held.clone() };
+        let attachment = self.anchor_of(prefix);
+        let evidence = Evidence { held_elsewhere: true, attachment };
+        let _ = self.apply_binding(binding, evidence, now, out);
+    }
+
+    pub(super) fn reassert(
+        &mut self,
+        prefix: Prefix,
+        heard: AnchorId,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        let mut wishes = Vec::new();
+        self.iec.reassert(prefix, now, &mut wishes);
+        if !wishes.is_empty() {
+            self.counters.reasserted += 1;
+            self.record(now, None, prefix, Phase::Reasserted, Some(heard), "");
+        }
+        self.carry_iec(wishes, now, out);
+    }
+
+    /// Whether the configured trust lets an anchor claim the prefix.
+    pub(super) fn may_claim(&self, anchor: AnchorId, prefix: Prefix) -> bool {
+        anchor == self.config.own
+            || self.config.trust.get(&anchor).is_some_and(|allowed| {
+                allowed.is_empty() || allowed.iter().any(|p| p.contains(prefix))
+            })
+    }
+
+    // ---- words ----------------------------------------------------------------------------
+
+    pub(super) fn refuse(
+        &mut self,
+        prefix: Prefix,
+        mn: Option<MnId>,
+        why: &'static str,
+        now: Instant,
+    ) {
+        tracing::warn!(%prefix, mn = mn.as_ref().map(MnId::as_str), why, "attach refused");
+        self.record(now, mn, prefix, Phase::Refused, None, why);
+    }
+
+    pub(super) fn record(
+        &mut self,
+        at: Instant,
+        mn: Option<MnId>,
+        prefix: Prefix,
+        phase: Phase,
+        peer: Option<AnchorId>,
+        detail: impl Into<Detail>,
+    ) {
+        let detail = detail.into();
+        let bound = self.location.find(prefix);
+        let mn = mn.or_else(|| bound.map(|b| b.mn.clone()));
+        let known = self.location.known_claim(prefix);
+        let generation = known.map_or(Generation::NONE, |c| c.generation);
+        tracing::debug!(
+            %prefix, mn = mn.as_ref().map(MnId::as_str), generation = generation.0, ?phase,
+            peer = peer.map(tracing::field::display), detail = detail.as_str(), "handover"
+        );
+        self.timeline.record(Event { at, mn, prefix, phase, generation, peer, detail });
+    }
+
+    fn observe(
+        &self,
+        phase: HandoverPhase,
+        mode: Mode,
+        took: std::time::Duration,
+        out: &mut Vec<Output>,
+    ) {
+        out.push(Output::Observed(Observation::Handover { phase, mode, took }));
+    }
+}
+
+fn no_context_word(why: NoContext) -> &'static str {
+    match why {
+        NoContext::NoCandidate => "there is nobody to ask",
+        NoContext::Unknown => "nobody knows the node",
+        NoContext::Timeout => "no answer in time",
+        NoContext::Unreachable => "no link to the previous anchor",
+        _ => "refused",
+    }
+}

@@ -1,0 +1,240 @@
+//! A lab with everything running, hosts that talk all the time, and the questions that every
+//! scenario ends with: do all routers lead to the right anchor, do they hold exactly the host routes
+//! they should, and did no session flap that the test did not break.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{IpAddr, SocketAddr};
+use std::time::Duration;
+
+use serde_json::Value;
+
+use super::Result;
+use super::daemon::Daemon;
+use super::lab::{Lab, wait_until};
+use super::scene::{CORRESPONDENT, Scene};
+use super::topology::Role;
+use super::traffic::{Flows, Plan, now_ns};
+
+pub const LIMIT: Duration = Duration::from_secs(30);
+const FIRST_PORT: u16 = 21_000;
+/// Dense enough that a host is noticed at once, thin enough for a busy machine.
+const PACE: Duration = Duration::from_millis(5);
+/// From and to the host, IPv4, then IPv6.
+const FLOWS_PER_HOST: usize = 4;
+
+pub struct Stage {
+    pub lab: Lab,
+    pub scene: Scene,
+    flows: Flows,
+}
+
+/// Prefix to next hop.
+type HostRoutes = BTreeMap<String, IpAddr>;
+
+impl Stage {
+    pub fn set(name: &str) -> Result<Self> {
+        let lab = Lab::up(name, true)?;
+        let scene = Scene::of(&lab)?;
+        let mut plans = Vec::new();
+        let mut ports = FIRST_PORT..;
+        for (host, known) in &scene.hosts {
+            for (here, there) in known.addresses.iter().zip(scene.correspondent) {
+                let here = (lab.namespace(host)?, *here);
+                let there = (lab.namespace(CORRESPONDENT)?, there);
+                for (from, to) in [(here, there), (there, here)] {
+                    let port = ports.next().ok_or("no port left")?;
+                    plans.push(Plan {
+                        from: (from.0, SocketAddr::new(from.1, port)),
+                        to: (to.0, SocketAddr::new(to.1, port)),
+                    });
+                }
+            }
+        }
+        let flows = Flows::start(&plans, PACE)?;
+        let stage = Self { lab, scene, flows };
+        stage.sessions_are_up()?;
+        let first = stage.scene.anchors.keys().next().ok_or("no anchor")?.clone();
+        for host in stage.scene.hosts.keys() {
+            stage.routers_lead(host, &first)?;
+        }
+        Ok(stage)
+    }
+
+    pub fn sessions_are_up(&self) -> Result<()> {
+        for router in &self.scene.routers {
+            wait_until(&format!("all sessions of {router}"), LIMIT, || {
+                let sessions = self.lab.bgp_sessions(router)?;
+                let all = sessions.values().all(|up| *up);
+                if all { Ok(Some(())) } else { Err(format!("{sessions:?}").into()) }
+            })?;
+        }
+        Ok(())
+    }
+
+    pub fn move_host(&self, host: &str, anchor: &str) -> Result<()> {
+        self.scene.move_host(&self.lab, host, anchor)
+    }
+
+    /// SIGKILL to all daemons of a node.
+    pub fn kill(&mut self, node: &str) {
+        let node = self.lab.nodes.get_mut(node).expect("the scenario names nodes of its lab");
+        node.daemons.iter_mut().for_each(Daemon::kill);
+    }
+
+    /// To all daemons of a node.
+    pub fn signal(&self, node: &str, signal: i32) -> Result<()> {
+        for daemon in &self.lab.nodes[node].daemons {
+            let child = daemon.child.as_ref().ok_or_else(|| format!("{node} does not run"))?;
+            // SAFETY: a system call; the pid is ours until it has been waited for.
+            if unsafe { libc::kill(child.id().cast_signed(), signal) } != 0 {
+                return Err(std::io::Error::last_os_error().into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Every router sends the traffic for the host to `anchor`.
+    pub fn routers_lead(&self, host: &str, anchor: &str) -> Result<()> {
+        wait_until(&format!("all routers lead {host} to {anchor}"), LIMIT, || {
+            let dissenters = self.scene.dissenters(&self.lab, host, anchor);
+            if dissenters.is_empty() { Ok(Some(())) } else { Err(dissenters.join("; ").into()) }
+        })
+    }
+
+    /// Every router holds the host routes of the hosts that are away from home, and no other.
+    pub fn routers_hold_exactly(&self, away: &[(&str, &str)]) -> Result<()> {
+        let mut expected = HostRoutes::new();
+        for (host, anchor) in away {
+            let fe_e = self.scene.anchors[*anchor].fe_e;
+            for (address, fe_e) in self.scene.hosts[*host].addresses.iter().zip(fe_e) {
+                let length = if address.is_ipv4() { 32 } else { 128 };
+                expected.insert(format!("{address}/{length}"), fe_e);
+            }
+        }
+        for router in &self.scene.routers {
+            wait_until(&format!("{router} holds exactly {expected:?}"), LIMIT, || {
+                let held = host_routes(&self.lab, router)?;
+                if held == expected { Ok(Some(())) } else { Err(format!("{held:?}").into()) }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Traffic flows both ways: for a while, nothing that is sent is lost.
+    pub fn host_is_reachable(&self, host: &str) -> Result<()> {
+        const MS: u64 = 1_000_000;
+        let place = self.scene.hosts.keys().position(|name| name == host).ok_or("no such host")?;
+        let begin = now_ns();
+        wait_until(&format!("{host} and {CORRESPONDENT} reach each other"), LIMIT, || {
+            // What was sent in the last 100 ms may be on the way.
+            let end = now_ns() - 100 * MS;
+            let window = (end - 300 * MS)..end;
+            if window.start < begin {
+                return Ok(None);
+            }
+            for flow in 0..FLOWS_PER_HOST {
+                let report = self.flows.report(place * FLOWS_PER_HOST + flow, window.clone());
+                if report.sent == 0 || report.lost > 0 {
+                    return Err(format!("flow {flow}: {report:?}").into());
+                }
+            }
+            Ok(Some(()))
+        })
+    }
+
+    /// How often each session of the routers has come up so far.
+    pub fn session_starts(&self) -> Result<BTreeMap<String, String>> {
+        let mut starts = BTreeMap::new();
+        for router in &self.scene.routers {
+            match self.lab.nodes[router].role {
+                Role::Frr => {
+                    let told = self.lab.vtysh_json(router, "show bgp neighbors json")?;
+                    for (peer, state) in told.as_object().into_iter().flatten() {
+                        let count = state["connectionsEstablished"].to_string();
+                        starts.insert(format!("{router}-{peer}"), count);
+                    }
+                }
+                Role::Bird => {
+                    for line in self.lab.birdc(router, "show protocols")?.lines() {
+                        let cells: Vec<&str> = line.split_whitespace().collect();
+                        if cells.get(1) == Some(&"BGP") {
+                            // BIRD does not count; it tells since when.
+                            starts.insert(format!("{router}-{}", cells[0]), cells[4].to_owned());
+                        }
+                    }
+                }
+                Role::Gobgp => {
+                    let told = self.lab.gobgp_json(router, "neighbor")?;
+                    for peer in told.as_array().into_iter().flatten() {
+                        let since = peer["timers"]["state"]["uptime"].to_string();
+                        let address = &peer["state"]["neighbor_address"];
+                        starts.insert(format!("{router}-{address}"), since);
+                    }
+                }
+                Role::Killick | Role::Host => {}
+            }
+        }
+        Ok(starts)
+    }
+}
+
+/// The best paths for /32 and /128 that a router has from BGP.
+fn host_routes(lab: &Lab, router: &str) -> Result<HostRoutes> {
+    let mut routes = HostRoutes::new();
+    match lab.nodes[router].role {
+        Role::Frr => {
+            for family in ["ipv4", "ipv6"] {
+                let told = lab.vtysh_json(router, &format!("show bgp {family} unicast json"))?;
+                for (prefix, paths) in told["routes"].as_object().into_iter().flatten() {
+                    let best =
+                        paths.as_array().into_iter().flatten().find(|p| p["bestpath"] == true);
+                    if is_host(prefix)
+                        && let Some(hop) = best.and_then(frr_next_hop)
+                    {
+                        routes.insert(prefix.clone(), hop);
+                    }
+                }
+            }
+        }
+        Role::Bird => {
+            let mut prefix = String::new();
+            for line in lab.birdc(router, "show route primary all")?.lines() {
+                let first = line.split_whitespace().next().unwrap_or_default();
+                if !line.starts_with(char::is_whitespace) && first.contains('/') {
+                    prefix = first.to_owned();
+                }
+                if let Some(rest) = line.trim().strip_prefix("BGP.next_hop: ")
+                    && is_host(&prefix)
+                    && let Some(hop) = rest.split_whitespace().next()
+                {
+                    routes.insert(prefix.clone(), hop.parse()?);
+                }
+            }
+        }
+        Role::Gobgp => {
+            for family in ["ipv4", "ipv6"] {
+                let told = lab.gobgp_json(router, &format!("global rib -a {family}"))?;
+                let hosts = told.as_object().into_iter().flatten().filter(|(p, _)| is_host(p));
+                let prefixes: BTreeSet<&String> = hosts.map(|(prefix, _)| prefix).collect();
+                for prefix in prefixes {
+                    let address = prefix.split('/').next().unwrap_or_default().parse()?;
+                    if let Some(hop) = super::scene::next_hop(lab, router, address)? {
+                        routes.insert(prefix.clone(), hop);
+                    }
+                }
+            }
+        }
+        Role::Killick | Role::Host => {}
+    }
+    Ok(routes)
+}
+
+fn is_host(prefix: &str) -> bool {
+    prefix.ends_with("/32") || prefix.ends_with("/128")
+}
+
+fn frr_next_hop(path: &Value) -> Option<IpAddr> {
+    let hops = path["nexthops"].as_array()?;
+    let used = hops.iter().find(|hop| hop["used"] == true)?;
+    used["ip"].as_str()?.parse().ok()
+}
