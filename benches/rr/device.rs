@@ -2,15 +2,18 @@
 //! route reflector with the injector and the sinks as passive clients, everything accepted and
 //! everything announced, nothing written to a kernel table.
 
+use std::ffi::CString;
 use std::fmt::Write as _;
 use std::fs::{self, File};
 use std::io;
 use std::net::Ipv4Addr;
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::feed::killick_anchors;
 use crate::speaker::{AS, DEVICE, INJECTOR, sink_address};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, clap::ValueEnum)]
@@ -19,12 +22,15 @@ pub enum Kind {
     Bird,
     Frr,
     Gobgp,
+    /// Only as originator.
+    Exabgp,
     /// No router at all: a process that copies octets. The limit of this machine and this bench.
     Bare,
 }
 
 impl Kind {
-    pub const ALL: [Kind; 5] = [Kind::Killick, Kind::Bird, Kind::Frr, Kind::Gobgp, Kind::Bare];
+    pub const ALL: [Kind; 6] =
+        [Kind::Killick, Kind::Bird, Kind::Frr, Kind::Gobgp, Kind::Exabgp, Kind::Bare];
 
     pub fn name(self) -> &'static str {
         match self {
@@ -32,6 +38,7 @@ impl Kind {
             Kind::Bird => "bird",
             Kind::Frr => "frr",
             Kind::Gobgp => "gobgp",
+            Kind::Exabgp => "exabgp",
             Kind::Bare => "bare",
         }
     }
@@ -42,6 +49,7 @@ impl Kind {
             Kind::Bird => find_program(&["bird"]),
             Kind::Frr => find_program(&["/usr/lib/frr/bgpd", "/usr/libexec/frr/bgpd", "bgpd"]),
             Kind::Gobgp => find_program(&["gobgpd"]),
+            Kind::Exabgp => find_program(&["exabgp"]),
             Kind::Bare => std::env::current_exe().ok(),
         }
     }
@@ -59,18 +67,25 @@ impl Kind {
         text.lines().next().unwrap_or("unknown").trim().into()
     }
 
-    fn config(self, sinks: usize, dir: &Path) -> String {
-        let clients = std::iter::once(INJECTOR).chain((0..sinks).map(sink_address));
-        match self {
-            Kind::Killick => killick_config(clients, dir),
-            Kind::Bird => bird_config(clients),
-            Kind::Frr => frr_config(clients),
-            Kind::Gobgp => gobgp_config(clients),
-            Kind::Bare => String::new(),
+    fn config(self, role: Role, dir: &Path) -> String {
+        let clients = match role {
+            Role::Reflector { sinks } => {
+                std::iter::once(INJECTOR).chain((0..sinks).map(sink_address)).collect()
+            }
+            Role::Originator => vec![sink_address(0)],
+        };
+        match (self, role) {
+            (Kind::Killick, Role::Reflector { .. }) => killick_reflector(&clients, dir),
+            (Kind::Killick, Role::Originator) => killick_controller(&clients, dir),
+            (Kind::Bird, _) => bird_config(&clients),
+            (Kind::Frr, _) => frr_config(&clients),
+            (Kind::Gobgp, _) => gobgp_config(&clients),
+            (Kind::Exabgp, _) => exabgp_config(&clients, dir),
+            (Kind::Bare, _) => String::new(),
         }
     }
 
-    fn command(self, program: &Path, config: &Path, dir: &Path, sinks: usize) -> Command {
+    fn command(self, program: &Path, config: &Path, dir: &Path, role: Role) -> Command {
         let mut command = Command::new(program);
         match self {
             Kind::Killick => command.arg("run").arg("--config").arg(config),
@@ -92,13 +107,35 @@ impl Kind {
                 .arg("--vty_socket")
                 .arg(dir),
             Kind::Gobgp => command.arg("-f").arg(config).args(["-l", "warn"]),
-            Kind::Bare => command.arg("--forward-to").arg(sinks.to_string()),
+            Kind::Exabgp => command
+                .env("exabgp_tcp_bind", DEVICE.to_string())
+                .env("exabgp_tcp_port", "179")
+                .env("exabgp_api_ack", "false")
+                .env("exabgp_api_cli", "false")
+                .env("exabgp_daemon_drop", "false")
+                .env("exabgp_log_level", "ERR")
+                .arg(config),
+            Kind::Bare => {
+                let sinks = match role {
+                    Role::Reflector { sinks } => sinks,
+                    Role::Originator => 0,
+                };
+                command.arg("--forward-to").arg(sinks.to_string())
+            }
         };
         command
     }
 }
 
-fn find_program(names: &[&str]) -> Option<PathBuf> {
+#[derive(Clone, Copy, Debug)]
+pub enum Role {
+    /// iBGP route reflector of the injector and so many sinks.
+    Reflector { sinks: usize },
+    /// One sink; routes come from the device's own interface.
+    Originator,
+}
+
+pub fn find_program(names: &[&str]) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
     dirs.extend(["/usr/sbin", "/usr/local/sbin", "/sbin"].map(PathBuf::from));
@@ -108,13 +145,17 @@ fn find_program(names: &[&str]) -> Option<PathBuf> {
         .find(|candidate| candidate.is_file())
 }
 
-fn killick_config(clients: impl Iterator<Item = Ipv4Addr>, dir: &Path) -> String {
-    let mut text = format!(
-        "[node]\nanchor-id = \"{DEVICE}\"\nname = \"rr\"\nstate-dir = \"{dir}/state\"\n\
+fn killick_head(dir: &Path) -> String {
+    format!(
+        "[node]\nanchor-id = \"{DEVICE}\"\nname = \"bench\"\nstate-dir = \"{dir}/state\"\n\
          log-level = \"warn\"\n\n[api]\nsocket = \"{dir}/api.sock\"\n\n\
          [bgp]\nlocal-as = {AS}\nlisten = [\"{DEVICE}\"]\n",
         dir = dir.display()
-    );
+    )
+}
+
+fn killick_reflector(clients: &[Ipv4Addr], dir: &Path) -> String {
+    let mut text = killick_head(dir);
     for client in clients {
         write!(
             text,
@@ -126,12 +167,37 @@ fn killick_config(clients: impl Iterator<Item = Ipv4Addr>, dir: &Path) -> String
     text
 }
 
-fn bird_config(clients: impl Iterator<Item = Ipv4Addr>) -> String {
+/// Controller of 64 anchors that speak no BGP. The pool has no home, so that every node has a host
+/// route wherever it is, as with the other originators.
+fn killick_controller(clients: &[Ipv4Addr], dir: &Path) -> String {
+    let mut text = killick_head(dir);
+    for client in clients {
+        write!(
+            text,
+            "\n[[bgp.neighbor]]\naddress = \"{client}\"\nremote-as = {AS}\npassive = true\n\
+             import = \"none\"\nexport = \"pools\"\n"
+        )
+        .expect("a string takes everything");
+    }
+    text.push_str("\n[mobility]\nmode = \"controller\"\n\n[[mobility.pool]]\n");
+    text.push_str("prefix = \"10.0.0.0/8\"\n");
+    for (n, address) in killick_anchors().enumerate() {
+        write!(
+            text,
+            "\n[[peer]]\nname = \"a{n}\"\nanchor-id = \"{address}\"\nrole = \"external\"\n\
+             fe-e = {{ ipv4 = \"{address}\" }}\n"
+        )
+        .expect("a string takes everything");
+    }
+    text
+}
+
+fn bird_config(clients: &[Ipv4Addr]) -> String {
     let mut text = format!(
         "log stderr {{ warning, error, fatal, bug }};\nrouter id {DEVICE};\n\
          protocol device {{ }}\n"
     );
-    for (n, client) in clients.enumerate() {
+    for (n, client) in clients.iter().enumerate() {
         // The IPv6 channel of a session over IPv4 wants an address of its own, used for nothing.
         write!(
             text,
@@ -145,13 +211,12 @@ fn bird_config(clients: impl Iterator<Item = Ipv4Addr>) -> String {
     text
 }
 
-fn frr_config(clients: impl Iterator<Item = Ipv4Addr>) -> String {
-    let clients: Vec<Ipv4Addr> = clients.collect();
+fn frr_config(clients: &[Ipv4Addr]) -> String {
     let mut text = format!(
         "router bgp {AS}\n bgp router-id {DEVICE}\n bgp cluster-id {DEVICE}\n \
          no bgp ebgp-requires-policy\n no bgp default ipv4-unicast\n coalesce-time 0\n"
     );
-    for client in &clients {
+    for client in clients {
         write!(
             text,
             " neighbor {client} remote-as {AS}\n neighbor {client} passive\n \
@@ -161,7 +226,7 @@ fn frr_config(clients: impl Iterator<Item = Ipv4Addr>) -> String {
     }
     for family in ["ipv4", "ipv6"] {
         writeln!(text, " address-family {family} unicast").expect("a string takes everything");
-        for client in &clients {
+        for client in clients {
             write!(
                 text,
                 "  neighbor {client} activate\n  neighbor {client} route-reflector-client\n"
@@ -173,7 +238,7 @@ fn frr_config(clients: impl Iterator<Item = Ipv4Addr>) -> String {
     text
 }
 
-fn gobgp_config(clients: impl Iterator<Item = Ipv4Addr>) -> String {
+fn gobgp_config(clients: &[Ipv4Addr]) -> String {
     let mut text = format!(
         "[global.config]\n  as = {AS}\n  router-id = \"{DEVICE}\"\n  port = 179\n  \
          local-address-list = [\"{DEVICE}\"]\n"
@@ -194,6 +259,21 @@ fn gobgp_config(clients: impl Iterator<Item = Ipv4Addr>) -> String {
     text
 }
 
+fn exabgp_config(clients: &[Ipv4Addr], dir: &Path) -> String {
+    let mut text =
+        format!("process pipe {{\n  run /bin/cat {}/pipe;\n  encoder text;\n}}\n", dir.display());
+    for client in clients {
+        write!(
+            text,
+            "neighbor {client} {{\n  router-id {DEVICE};\n  local-address {DEVICE};\n  \
+             local-as {AS};\n  peer-as {AS};\n  passive;\n  listen 179;\n  \
+             family {{ ipv4 unicast; }}\n  api {{ processes [ pipe ]; }}\n}}\n"
+        )
+        .expect("a string takes everything");
+    }
+    text
+}
+
 /// A running device; dropped, it is killed, waited for, and its directory removed.
 pub struct Device {
     child: Child,
@@ -208,11 +288,14 @@ pub struct Pin {
 }
 
 impl Device {
-    pub fn start(kind: Kind, program: &Path, sinks: usize, pin: Pin) -> io::Result<Self> {
+    pub fn start(kind: Kind, program: &Path, role: Role, pin: Pin) -> io::Result<Self> {
         let dir = scratch_dir()?;
         let config = dir.join("device.conf");
-        fs::write(&config, kind.config(sinks, &dir))?;
-        Self::start_command(kind.command(program, &config, &dir, sinks), dir, pin)
+        fs::write(&config, kind.config(role, &dir))?;
+        if kind == Kind::Exabgp {
+            make_pipe(&dir.join("pipe"))?;
+        }
+        Self::start_command(kind.command(program, &config, &dir, role), dir, pin)
     }
 
     pub fn start_command(mut command: Command, dir: PathBuf, pin: Pin) -> io::Result<Self> {
@@ -294,6 +377,15 @@ impl Drop for Device {
             let _ = fs::remove_dir_all(&self.dir);
         }
     }
+}
+
+fn make_pipe(path: &Path) -> io::Result<()> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: a string that ends in zero.
+    if unsafe { libc::mkfifo(path.as_ptr(), 0o666) } != 0 {
+        return Err(io::Error::last_os_error());
+    }
+    Ok(())
 }
 
 pub fn scratch_dir() -> io::Result<PathBuf> {

@@ -5,6 +5,7 @@
 //! Nothing outside is touched: each run has a network namespace of its own, which ends with it.
 
 mod device;
+mod feed;
 mod forward;
 mod netns;
 mod race;
@@ -21,8 +22,8 @@ use std::time::Duration;
 
 use clap::Parser;
 
-use device::{Device, Kind, Pin, pin_this_thread};
-use race::Race;
+use device::{Device, Kind, Pin, Role, find_program, pin_this_thread};
+use race::{Entrance, Race};
 use report::{Report, Unit};
 use speaker::Family;
 
@@ -68,9 +69,11 @@ enum Step {
     Full,
     /// Ten sinks.
     Fanout,
+    /// Routes by the daemon's own interface: killick's streaming API, ExaBGP's pipe, GoBGP's CLI.
+    Originate,
 }
 
-const STEPS: [Step; 4] = [Step::Load100k, Step::LoadV6, Step::Full, Step::Fanout];
+const STEPS: [Step; 5] = [Step::Load100k, Step::LoadV6, Step::Full, Step::Fanout, Step::Originate];
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -119,21 +122,22 @@ fn run(args: &Args) -> io::Result<bool> {
         }
     }
 
-    for round in 0..args.rounds.max(1) {
+    'race: for round in 0..args.rounds.max(1) {
         for step in STEPS {
             if !args.step.is_empty() && !args.step.contains(&step) {
                 continue;
             }
             for (&kind, program) in &field {
-                let slow = matches!(kind, Kind::Frr | Kind::Gobgp);
-                if slow && round > 0 {
+                let slow = matches!(kind, Kind::Frr | Kind::Gobgp | Kind::Exabgp);
+                if (slow && round > 0) || !takes_part(kind, step) {
                     continue;
                 }
                 eprintln!("round {} of {}: {:?}, {}", round + 1, args.rounds, step, kind.name());
                 let cell = Cell { args, step, kind, program, round };
                 if let Err(e) = cell.run(&mut report) {
                     if race::INTERRUPTED.load(Ordering::Relaxed) {
-                        return Err(e);
+                        report.failure(kind, format!("{step:?}: interrupted"));
+                        break 'race;
                     }
                     report.failure(kind, format!("{step:?}: {e}"));
                 }
@@ -143,6 +147,16 @@ fn run(args: &Args) -> io::Result<bool> {
     report.print();
     report.write(args.output.clone())?;
     Ok(report.ok())
+}
+
+const EXABGP_WINDOW: usize = 100;
+
+fn takes_part(kind: Kind, step: Step) -> bool {
+    match kind {
+        Kind::Killick | Kind::Gobgp => true,
+        Kind::Bird | Kind::Frr | Kind::Bare => step != Step::Originate,
+        Kind::Exabgp => step == Step::Originate,
+    }
 }
 
 /// One device in one step of one round.
@@ -172,19 +186,25 @@ impl Cell<'_> {
             Step::LoadV6 => self.load(report, Family::V6, 100_000, &LOAD_V6),
             Step::Full => self.full(report),
             Step::Fanout => self.fan_out(report),
+            Step::Originate => self.originate(report),
         }
     }
 
-    fn race(&self, report: &mut Report, prefixes: usize, sinks: usize) -> io::Result<Race> {
+    fn start(&self, report: &mut Report, role: Role) -> io::Result<Device> {
         let mut pin = Pin::default();
         if self.args.pin {
             let cpus = thread::available_parallelism()?.get();
             pin.cpu = Some(cpus - 1);
             pin_this_thread(0)?;
         }
-        let device = Device::start(self.kind, self.program, sinks, pin)?;
+        let device = Device::start(self.kind, self.program, role, pin)?;
         report.command(self.kind, &device.command);
-        Race::new(device, prefixes, sinks)
+        Ok(device)
+    }
+
+    fn race(&self, report: &mut Report, prefixes: usize, sinks: usize) -> io::Result<Race> {
+        let device = self.start(report, Role::Reflector { sinks })?;
+        Race::new(device, prefixes, sinks, &Entrance::Injector)
     }
 
     /// Adds the end of the device's log to what went wrong.
@@ -222,9 +242,16 @@ impl Cell<'_> {
     }
 
     fn full(&self, report: &mut Report) -> io::Result<()> {
-        let (prefixes, seconds) = if self.args.quick { (100_000, 1) } else { (1_000_000, 5) };
+        let prefixes = if self.args.quick { 100_000 } else { 1_000_000 };
         let mut race = self.race(report, prefixes, 1)?;
-        self.load_into(report, &mut race, Family::V4, &LOAD_1M)?;
+        let names = if self.args.quick { &LOAD_100K } else { &LOAD_1M };
+        let result = self.full_into(report, &mut race, names);
+        self.explained(&race, result)
+    }
+
+    fn full_into(&self, report: &mut Report, race: &mut Race, names: &LoadNames) -> io::Result<()> {
+        let seconds = if self.args.quick { 1 } else { 5 };
+        self.load_into(report, race, Family::V4, names)?;
         let latency = race.latency(Duration::from_secs(2 * seconds))?;
         let moves =
             race.moves(self.args.window, Duration::from_secs(1), Duration::from_secs(seconds))?;
@@ -234,7 +261,13 @@ impl Cell<'_> {
         add("rr_latency_p50", Unit::Micros, micros(latency.p50));
         add("rr_latency_p99", Unit::Micros, micros(latency.p99));
         add("rr_latency_max", Unit::Micros, micros(latency.max));
-        self.check(report, &race)
+        self.check(report, race)?;
+        if self.kind == Kind::Bare {
+            return Ok(()); // withdraws nothing
+        }
+        let gone = race.lose_injector(Duration::from_secs(300))?;
+        report.add(self.kind, self.round, names.withdrawal, Unit::Seconds, secs(gone));
+        race.check().map(|_| ())
     }
 
     fn fan_out(&self, report: &mut Report) -> io::Result<()> {
@@ -248,6 +281,51 @@ impl Cell<'_> {
         let name = "rr_fanout10_moves_per_s";
         report.add(self.kind, self.round, name, Unit::PerSecond, moves.per_second);
         self.check(report, &race)
+    }
+
+    fn originate(&self, report: &mut Report) -> io::Result<()> {
+        let cli = find_program(&["gobgp"]);
+        let device = self.start(report, Role::Originator)?;
+        let entrance = match (self.kind, cli) {
+            (Kind::Killick, _) => Entrance::KillickStream(device.dir.join("stream.sock")),
+            (Kind::Exabgp, _) => Entrance::ExabgpPipe(device.dir.join("pipe")),
+            (Kind::Gobgp, Some(cli)) => Entrance::GobgpCli(cli),
+            _ => return Ok(()),
+        };
+        let mut race = Race::new(device, 100_000, 1, &entrance)?;
+        let result = self.originate_by(report, &mut race, &entrance);
+        self.explained(&race, result)?;
+        race.check().map(|_| ())
+    }
+
+    fn originate_by(
+        &self,
+        report: &mut Report,
+        race: &mut Race,
+        entrance: &Entrance,
+    ) -> io::Result<()> {
+        let seconds = Duration::from_secs(if self.args.quick { 2 } else { 5 });
+        let mut add = |name, unit, value| report.add(self.kind, self.round, name, unit, value);
+        let (moves, latency) = match entrance {
+            Entrance::GobgpCli(_) => race.one_by_one(seconds)?,
+            // A burst of 100,000 lines stalls it for good, so it starts empty and gets few at once.
+            Entrance::ExabgpPipe(_) => {
+                let moves = race.moves(EXABGP_WINDOW, Duration::from_secs(1), seconds)?;
+                (moves, race.latency(seconds)?)
+            }
+            Entrance::KillickStream(_) | Entrance::Injector => {
+                let load = race.load(Family::V4, Duration::from_secs(300))?;
+                add("api_load_100k_wall", Unit::Seconds, secs(load.wall));
+                let moves = race.moves(self.args.window, Duration::from_secs(1), seconds)?;
+                (moves, race.latency(seconds)?)
+            }
+        };
+        add("api_moves_per_s", Unit::PerSecond, moves.per_second);
+        add("api_move_cpu", Unit::Micros, micros(moves.cpu_each));
+        add("api_to_wire_p50", Unit::Micros, micros(latency.p50));
+        add("api_to_wire_p99", Unit::Micros, micros(latency.p99));
+        add("api_to_wire_max", Unit::Micros, micros(latency.max));
+        Ok(())
     }
 
     /// The sinks have exactly the injected table; the attributes are compared across devices.
@@ -266,6 +344,7 @@ struct LoadNames {
     cpu: &'static str,
     rss: &'static str,
     per_route: &'static str,
+    withdrawal: &'static str,
 }
 
 const LOAD_100K: LoadNames = LoadNames {
@@ -273,6 +352,7 @@ const LOAD_100K: LoadNames = LoadNames {
     cpu: "rr_load_100k_cpu",
     rss: "rr_load_100k_rss",
     per_route: "rr_load_100k_bytes_per_route",
+    withdrawal: "rr_withdraw_100k_wall",
 };
 
 const LOAD_V6: LoadNames = LoadNames {
@@ -280,6 +360,7 @@ const LOAD_V6: LoadNames = LoadNames {
     cpu: "rr_load_v6_100k_cpu",
     rss: "rr_load_v6_100k_rss",
     per_route: "rr_load_v6_100k_bytes_per_route",
+    withdrawal: "rr_withdraw_v6_100k_wall",
 };
 
 const LOAD_1M: LoadNames = LoadNames {
@@ -287,6 +368,7 @@ const LOAD_1M: LoadNames = LoadNames {
     cpu: "rr_load_1m_cpu",
     rss: "rr_load_1m_rss",
     per_route: "rr_load_1m_bytes_per_route",
+    withdrawal: "rr_withdraw_1m_wall",
 };
 
 fn micros(duration: Duration) -> f64 {

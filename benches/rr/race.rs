@@ -4,15 +4,17 @@
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use socket2::{Domain, Socket, Type};
 
 use crate::device::Device;
+use crate::feed::Feed;
 use crate::speaker::{
-    self, ABSENT, AttrSets, DEVICE, Family, INJECTOR, NEXT_HOPS, PORT, Receiver, Session,
-    establish, sink_address,
+    ABSENT, AttrSets, DEVICE, Family, INJECTOR, NEXT_HOPS, PORT, Receiver, Session, establish,
+    sink_address,
 };
 
 /// Set by SIGINT and SIGTERM.
@@ -38,7 +40,7 @@ impl Random {
         let mut z = self.0;
         z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
         z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        (((z ^ (z >> 31)) >> 32) * u64::from(n) >> 32) as u32
+        ((((z ^ (z >> 31)) >> 32) * u64::from(n)) >> 32) as u32
     }
 }
 
@@ -68,12 +70,13 @@ struct SentAt {
     now: u64,
 }
 
-const ANYTHING: u8 = u8::MAX;
+/// Wanted of a prefix that was not injected, or is gone.
+const NOTHING: u8 = u8::MAX;
 
 impl Tables {
     fn new(prefixes: usize, sinks: usize) -> Self {
         Self {
-            want: vec![ANYTHING; prefixes],
+            want: vec![NOTHING; prefixes],
             have: vec![vec![ABSENT; prefixes]; sinks],
             missing: vec![0; prefixes],
             outstanding: 0,
@@ -99,6 +102,13 @@ struct SinkView<'a> {
     sink: usize,
 }
 
+fn is_wanted(have: u32, want: u8, sets: &AttrSets) -> bool {
+    match want {
+        NOTHING => have == ABSENT,
+        next_hop => sets.set(have).next_hop == Some(next_hop),
+    }
+}
+
 impl SinkView<'_> {
     fn set(&mut self, index: u32, attrs: u32, sets: &AttrSets) {
         let tables = &mut *self.tables;
@@ -108,9 +118,9 @@ impl SinkView<'_> {
             tables.foreign += 1;
             return;
         };
-        let want = Some(tables.want[at]);
-        let was_right = sets.set(*have).next_hop == want;
-        let is_right = sets.set(attrs).next_hop == want;
+        let want = tables.want[at];
+        let was_right = is_wanted(*have, want, sets);
+        let is_right = is_wanted(attrs, want, sets);
         *have = attrs;
         if is_right && !was_right {
             tables.missing[at] -= 1;
@@ -145,27 +155,14 @@ impl Receiver for SinkView<'_> {
     }
 }
 
-/// What the injector hears. FRR's update groups send a route back to where it came from and leave
-/// it to the receiver to drop it by its ORIGINATOR_ID (RFC 4456 §8): odd, not wrong, noted.
-struct Echo(u64);
-
-impl Receiver for Echo {
-    fn announced(&mut self, _index: u32, _attrs: u32, _sets: &AttrSets) {
-        self.0 += 1;
-    }
-    fn withdrawn(&mut self, _index: u32, _sets: &AttrSets) {
-        self.0 += 1;
-    }
-    fn foreign(&mut self) {
-        self.0 += 1;
-    }
-}
+/// Events of the feed; sinks have their number, the timer the largest.
+const FEED: u64 = u64::MAX - 1;
 
 pub struct Race {
     pub device: Device,
     epoll: Epoll,
-    /// The injector is the first.
-    sessions: Vec<Session>,
+    feed: Feed,
+    sinks: Vec<Session>,
     sets: AttrSets,
     tables: Tables,
     random: Random,
@@ -197,21 +194,33 @@ pub struct Latency {
 }
 
 impl Race {
-    /// Waits until the device takes the sessions. `prefixes` is the size of the table to come.
-    pub fn new(mut device: Device, prefixes: usize, sinks: usize) -> io::Result<Self> {
+    /// Waits until the device takes the sessions, the feed being the last to connect. `prefixes` is
+    /// the size of the table to come.
+    pub fn new(
+        mut device: Device,
+        prefixes: usize,
+        sinks: usize,
+        entrance: &Entrance,
+    ) -> io::Result<Self> {
         let deadline = Instant::now() + START_MAX;
         let epoll = Epoll::new()?;
         let mut sessions = Vec::new();
-        let addresses = std::iter::once(INJECTOR).chain((0..sinks).map(sink_address));
-        for (n, address) in addresses.enumerate() {
-            let session = connect(&mut device, address, deadline)?;
-            epoll.add(session.stream.as_raw_fd(), n as u64)?;
+        for sink in 0..sinks {
+            let from = sink_address(sink);
+            let session = persist(&mut device, deadline, || open_session(from))?;
+            epoll.add(session.stream.as_raw_fd(), sink as u64)?;
             sessions.push(session);
+        }
+        let feed = persist(&mut device, deadline, || entrance.open())?;
+        if let Some((fd, answers)) = feed.fd() {
+            epoll.add(fd, FEED)?;
+            epoll.set(fd, FEED, answers, false)?;
         }
         let mut race = Self {
             device,
             epoll,
-            sessions,
+            feed,
+            sinks: sessions,
             sets: AttrSets::new(),
             tables: Tables::new(prefixes, sinks),
             random: Random(20_261_121),
@@ -235,40 +244,35 @@ impl Race {
         }
         if Instant::now() >= self.keepalive_at {
             self.keepalive_at = Instant::now() + KEEPALIVE_EACH;
-            for session in &mut self.sessions {
-                session.output.extend_from_slice(&speaker::keepalive());
-                session.flush()?;
+            self.feed.keepalive();
+            for sink in &mut self.sinks {
+                sink.keepalive();
+                sink.flush()?;
             }
         }
         let mut events = [EVENT; 16];
         for event in self.epoll.wait(&mut events, wait)? {
-            let n = event.u64 as usize;
-            if n >= self.sessions.len() {
-                continue; // the pace timer, whose owner reads it
-            }
-            let session = &mut self.sessions[n];
-            if event.events & !(libc::EPOLLOUT as u32) != 0 {
-                if n == 0 {
-                    let mut echo = Echo(0);
-                    session.receive(&mut self.sets, &mut echo)?;
-                    self.echoed += echo.0;
-                } else {
-                    if let Some(sent) = &mut self.tables.sent_at {
-                        sent.now = sent.start.elapsed().as_nanos() as u64;
-                    }
-                    let mut view = SinkView { tables: &mut self.tables, sink: n - 1 };
-                    session.receive(&mut self.sets, &mut view)?;
+            let (token, writable_only) = (event.u64, event.events == libc::EPOLLOUT as u32);
+            if token == FEED && !writable_only {
+                self.echoed += self.feed.receive(&mut self.sets)?;
+            } else if let Some(session) = self.sinks.get_mut(token as usize) {
+                if let Some(sent) = &mut self.tables.sent_at {
+                    sent.now = sent.start.elapsed().as_nanos() as u64;
                 }
-            }
+                let mut view = SinkView { tables: &mut self.tables, sink: token as usize };
+                session.receive(&mut self.sets, &mut view)?;
+            } // else the pace timer, whose owner reads it
         }
         self.flush()
     }
 
     fn flush(&mut self) -> io::Result<()> {
-        let blocked = !self.sessions[0].flush()?;
+        let blocked = !self.feed.flush()?;
         if blocked != self.wants_out {
             self.wants_out = blocked;
-            self.epoll.set_output(self.sessions[0].stream.as_raw_fd(), 0, blocked)?;
+            if let Some((fd, answers)) = self.feed.fd() {
+                self.epoll.set(fd, FEED, answers, blocked)?;
+            }
         }
         Ok(())
     }
@@ -285,10 +289,9 @@ impl Race {
             } else if last_change.elapsed() > STALL_MAX || start.elapsed() > limit {
                 self.device.check_alive()?;
                 return Err(io::Error::other(format!(
-                    "{what}: {} of {} prefixes are not at every sink, given up; {}",
+                    "{what}: {} of {} prefixes are not at every sink, given up",
                     self.tables.outstanding,
                     self.tables.want.len(),
-                    self.device.log()
                 )));
             }
         }
@@ -300,13 +303,13 @@ impl Race {
         let prefixes = self.tables.want.len();
         let next_hop_of: Vec<u8> =
             (0..prefixes).map(|_| self.random.below(u32::from(NEXT_HOPS)) as u8).collect();
-        let octets = speaker::load(family, &next_hop_of);
+        let octets = self.feed.load(family, &next_hop_of);
         for (index, &next_hop) in next_hop_of.iter().enumerate() {
             self.tables.expect(index, next_hop);
         }
         let cpu = self.device.cpu()?;
         let start = Instant::now();
-        self.sessions[0].output.extend_from_slice(&octets);
+        self.feed.push(&octets);
         self.flush()?;
         self.drain("load", limit)?;
         let wall = start.elapsed();
@@ -317,17 +320,19 @@ impl Race {
     }
 
     /// One more move of a prefix that is at rest, into the injector's output.
-    fn push_move(&mut self) -> usize {
+    fn push_move(&mut self) -> io::Result<()> {
         loop {
             let index = self.random.below(self.tables.want.len() as u32) as usize;
             if self.tables.missing[index] > 0 {
                 continue; // the window is far smaller than the table, so this ends
             }
             let step = 1 + self.random.below(u32::from(NEXT_HOPS) - 1) as u8;
-            let next_hop = (self.tables.want[index] + step) % NEXT_HOPS;
+            let next_hop = (self.tables.want[index] % NEXT_HOPS + step) % NEXT_HOPS;
             self.tables.expect(index, next_hop);
-            speaker::move_v4(index as u32, next_hop, &mut self.sessions[0].output);
-            return index;
+            if let Some(sent) = &mut self.tables.sent_at {
+                sent.nanos[index] = sent.start.elapsed().as_nanos() as u64;
+            }
+            return self.feed.push_move(index as u32, next_hop);
         }
     }
 
@@ -349,7 +354,7 @@ impl Race {
         let until = Instant::now() + time;
         while Instant::now() < until {
             while self.tables.outstanding < window {
-                self.push_move();
+                self.push_move()?;
             }
             self.flush()?;
             self.turn(Duration::from_millis(100))?;
@@ -361,25 +366,57 @@ impl Race {
     pub fn latency(&mut self, time: Duration) -> io::Result<Latency> {
         let timer = Timer::every(Duration::from_millis(1))?;
         self.epoll.add(timer.0.as_raw_fd(), u64::MAX)?;
-        self.tables.sent_at = Some(Box::new(SentAt {
-            start: Instant::now(),
-            nanos: vec![0; self.tables.want.len()],
-            latencies: Vec::with_capacity(time.as_millis() as usize + 1000),
-            now: 0,
-        }));
+        self.keep_times();
         let until = Instant::now() + time;
         while Instant::now() < until {
             if timer.expired()? {
-                let index = self.push_move();
-                if let Some(sent) = &mut self.tables.sent_at {
-                    sent.nanos[index] = sent.start.elapsed().as_nanos() as u64;
-                }
+                self.push_move()?;
                 self.flush()?;
             }
             self.turn(Duration::from_millis(100))?;
         }
         self.epoll.remove(timer.0.as_raw_fd())?;
         self.drain("latency", STALL_MAX)?;
+        self.take_latency()
+    }
+
+    /// For an interface that is waited for at each route: one after the other, on a table that
+    /// was empty at the beginning, until the time is over.
+    pub fn one_by_one(&mut self, time: Duration) -> io::Result<(Moves, Latency)> {
+        self.keep_times();
+        let (start, cpu, confirmed) = (Instant::now(), self.device.cpu()?, self.tables.confirmed);
+        while start.elapsed() < time {
+            self.push_move()?;
+            self.drain("one by one", STALL_MAX)?;
+        }
+        let (wall, cpu) = (start.elapsed(), self.device.cpu()? - cpu);
+        let confirmed = (self.tables.confirmed - confirmed) as f64;
+        let moves =
+            Moves { per_second: confirmed / wall.as_secs_f64(), cpu_each: cpu.div_f64(confirmed) };
+        Ok((moves, self.take_latency()?))
+    }
+
+    /// The injector goes away; until no sink has any of its routes.
+    pub fn lose_injector(&mut self, limit: Duration) -> io::Result<Duration> {
+        for index in 0..self.tables.want.len() {
+            self.tables.expect(index, NOTHING);
+        }
+        let start = Instant::now();
+        self.feed = Feed::Gone; // closes the connection, which also leaves the epoll set
+        self.drain("withdrawal", limit)?;
+        Ok(start.elapsed())
+    }
+
+    fn keep_times(&mut self) {
+        self.tables.sent_at = Some(Box::new(SentAt {
+            start: Instant::now(),
+            nanos: vec![0; self.tables.want.len()],
+            latencies: Vec::new(),
+            now: 0,
+        }));
+    }
+
+    fn take_latency(&mut self) -> io::Result<Latency> {
         let sent = self.tables.sent_at.take();
         let mut latencies = sent.map(|sent| sent.latencies).unwrap_or_default();
         percentiles(&mut latencies)
@@ -394,12 +431,13 @@ impl Race {
         let mut known: Vec<u32> = Vec::new();
         for (sink, have) in tables.have.iter().enumerate() {
             let wrong = (0..have.len())
-                .filter(|&at| self.sets.set(have[at]).next_hop != Some(tables.want[at]))
+                .filter(|&at| !is_wanted(have[at], tables.want[at], &self.sets))
                 .count();
             if wrong > 0 {
                 faults.push(format!("{wrong} routes of sink {sink} are wrong"));
             }
             let mut ids = have.clone();
+            ids.retain(|&id| id != ABSENT);
             ids.sort_unstable();
             ids.dedup();
             known.extend(ids);
@@ -411,6 +449,9 @@ impl Race {
             if !kinds.contains(canonical) {
                 kinds.push(canonical.clone());
             }
+        }
+        if let Some(complaint) = self.feed.complaint() {
+            faults.push(complaint.to_string());
         }
         if tables.foreign > 0 {
             faults.push(format!("{} prefixes that nobody injected", tables.foreign));
@@ -435,12 +476,17 @@ pub fn percentiles(nanos: &mut [u64]) -> io::Result<Latency> {
     Ok(Latency { p50: at(50), p99: at(99), max: Duration::from_nanos(max) })
 }
 
-fn connect(device: &mut Device, from: Ipv4Addr, deadline: Instant) -> io::Result<Session> {
+/// Tries until it works, the device has ended, or the deadline has passed.
+fn persist<T>(
+    device: &mut Device,
+    deadline: Instant,
+    mut open: impl FnMut() -> io::Result<T>,
+) -> io::Result<T> {
     loop {
-        match try_connect(from) {
-            Ok(session) => return Ok(session),
+        match open() {
+            Ok(opened) => return Ok(opened),
             Err(e) if Instant::now() > deadline => {
-                let text = format!("no session from {from}: {e}; {}", device.log());
+                let text = format!("cannot connect to the device: {e}; log: {}", device.log());
                 return Err(io::Error::other(text));
             }
             Err(_) => {}
@@ -453,7 +499,26 @@ fn connect(device: &mut Device, from: Ipv4Addr, deadline: Instant) -> io::Result
     }
 }
 
-fn try_connect(from: Ipv4Addr) -> io::Result<Session> {
+/// Which feed, and where.
+pub enum Entrance {
+    Injector,
+    KillickStream(PathBuf),
+    ExabgpPipe(PathBuf),
+    GobgpCli(PathBuf),
+}
+
+impl Entrance {
+    fn open(&self) -> io::Result<Feed> {
+        match self {
+            Entrance::Injector => open_session(INJECTOR).map(|s| Feed::Bgp(Box::new(s))),
+            Entrance::KillickStream(socket) => Feed::killick(socket),
+            Entrance::ExabgpPipe(fifo) => Feed::exabgp(fifo),
+            Entrance::GobgpCli(program) => Ok(Feed::GobgpCli(program.clone())),
+        }
+    }
+}
+
+fn open_session(from: Ipv4Addr) -> io::Result<Session> {
     let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
     socket.bind(&SocketAddr::V4(SocketAddrV4::new(from, 0)).into())?;
     socket.connect_timeout(
@@ -502,9 +567,10 @@ impl Epoll {
         self.control(libc::EPOLL_CTL_DEL, fd, 0, 0)
     }
 
-    pub fn set_output(&self, fd: i32, token: u64, wanted: bool) -> io::Result<()> {
-        let output = if wanted { libc::EPOLLOUT as u32 } else { 0 };
-        self.control(libc::EPOLL_CTL_MOD, fd, libc::EPOLLIN as u32 | output, token)
+    pub fn set(&self, fd: i32, token: u64, input: bool, output: bool) -> io::Result<()> {
+        let input = if input { libc::EPOLLIN as u32 } else { 0 };
+        let output = if output { libc::EPOLLOUT as u32 } else { 0 };
+        self.control(libc::EPOLL_CTL_MOD, fd, input | output, token)
     }
 
     pub fn wait<'a>(

@@ -196,7 +196,7 @@ impl Report {
         let mut figures = Vec::new();
         for row in &self.rows {
             let Some(value) = row.median(Kind::Killick) else { continue };
-            let peers = [Kind::Bird, Kind::Frr, Kind::Gobgp, Kind::Bare];
+            let peers = [Kind::Bird, Kind::Frr, Kind::Gobgp, Kind::Exabgp, Kind::Bare];
             for peer in peers {
                 let Some(peer_value) = row.median(peer) else { continue };
                 figures.push(json!({

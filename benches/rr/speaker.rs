@@ -7,6 +7,8 @@ use std::collections::HashMap;
 use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
 
+use crate::feed::Output;
+
 pub const AS: u16 = 65000;
 pub const PORT: u16 = 179;
 pub const DEVICE: Ipv4Addr = Ipv4Addr::new(172, 31, 0, 1);
@@ -38,7 +40,15 @@ pub fn sink_address(sink: usize) -> Ipv4Addr {
     Ipv4Addr::new(172, 31, 0, 11 + sink as u8)
 }
 
-pub fn next_hop_v4(next_hop: u8) -> [u8; 4] {
+pub fn prefix_text(index: u32) -> String {
+    format!("{}/32", Ipv4Addr::from(V4_BASE + index))
+}
+
+pub fn next_hop_text(next_hop: u8) -> String {
+    Ipv4Addr::from(next_hop_v4(next_hop)).to_string()
+}
+
+fn next_hop_v4(next_hop: u8) -> [u8; 4] {
     [172, 30, 0, 1 + next_hop]
 }
 
@@ -74,7 +84,7 @@ pub fn open(router_id: Ipv4Addr) -> Vec<u8> {
     out
 }
 
-pub fn keepalive() -> Vec<u8> {
+fn octets_of_keepalive() -> Vec<u8> {
     let mut out = Vec::new();
     message(KEEPALIVE, &[], &mut out);
     out
@@ -359,8 +369,7 @@ pub struct Session {
     input: Vec<u8>,
     start: usize,
     end: usize,
-    pub output: Vec<u8>,
-    written: usize,
+    pub output: Output,
 }
 
 impl Session {
@@ -368,21 +377,16 @@ impl Session {
     pub fn new(stream: TcpStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         let input = vec![0; 256 * 1024];
-        Ok(Self { stream, input, start: 0, end: 0, output: Vec::new(), written: 0 })
+        Ok(Self { stream, input, start: 0, end: 0, output: Output::default() })
     }
 
-    /// Writes what the kernel takes; true when all of it is gone.
     pub fn flush(&mut self) -> io::Result<bool> {
-        while self.written < self.output.len() {
-            match self.stream.write(&self.output[self.written..]) {
-                Ok(n) => self.written += n,
-                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(false),
-                Err(e) => return Err(e),
-            }
-        }
-        self.output.clear();
-        self.written = 0;
-        Ok(true)
+        self.output.flush(&mut self.stream)
+    }
+
+    /// Between two messages, since only whole messages are ever added.
+    pub fn keepalive(&mut self) {
+        message(KEEPALIVE, &[], &mut self.output.octets);
     }
 
     /// One read, then all whole messages in it.
@@ -430,7 +434,7 @@ pub fn establish(stream: &mut TcpStream, router_id: Ipv4Addr) -> io::Result<()> 
         let mut body = vec![0; len.saturating_sub(HEADER_LEN).min(MESSAGE_LEN_MAX)];
         stream.read_exact(&mut body)?;
         match header[18] {
-            OPEN => stream.write_all(&keepalive())?,
+            OPEN => stream.write_all(&octets_of_keepalive())?,
             KEEPALIVE => return Ok(()),
             NOTIFICATION => return Err(notification(&body)),
             _ => return Err(bad("something else than OPEN and KEEPALIVE")),

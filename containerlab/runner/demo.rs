@@ -230,7 +230,7 @@ fn trace(lab: &Lab, anchor: &str, mn: &str) -> Result<(String, Map<String, Value
     let told = namespace::run(namespace.command(&killick).args(["trace", mn, "-o", "json"]))?;
     let told: Value = serde_json::from_str(&told)?;
     // Newest first; the older ones are of older moves.
-    let newest = told.as_array().or(told["traces"].as_array()).and_then(|traces| traces.first());
+    let newest = told["data"].as_array().and_then(|traces| traces.first());
     let newest = newest.ok_or("the trace is empty")?;
     let mut phases = Map::new();
     let mut before = 0;

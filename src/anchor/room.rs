@@ -12,6 +12,12 @@ use crate::types::{Instant, MacAddr, MnId, Prefix, limits};
 /// down, and its next sighting is a new question: slower, not wrong.
 const REFUSED_MAX: usize = 4_096;
 
+/// Addresses of a node that are asked at once when its presence is in doubt.
+const PROBED_MAX: usize = 4;
+
+/// Links remembered as down.
+const LINKS_DOWN_MAX: usize = 4_096;
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     Event(MobilityEvent),
@@ -28,7 +34,8 @@ pub enum Output {
         attachment: Attachment,
         by: Sighting,
     },
-    /// The addresses attached to the link are others now: the sensor's filter follows.
+    /// The addresses attached to the link are others now: the sensor's filter follows. Several of
+    /// these may be answered by one new filter, made when all that was heard is worked off.
     HostsChanged(IfIndex),
 }
 
@@ -295,6 +302,9 @@ impl Anchor {
         if !changed {
             return;
         }
+        if self.down.len() > LINKS_DOWN_MAX {
+            self.down.pop_first(); // indices grow: the oldest one, of an interface long gone
+        }
         let first = MnId::new("!").expect("one printable character");
         let nodes: Vec<MnId> = self
             .by_link
@@ -519,8 +529,352 @@ impl Anchor {
     }
 }
 
+/// A node that has dropped one of its addresses is still there: it is asked by several, and any
+/// answer counts.
 fn probe(node: &Node, out: &mut Vec<Output>) {
-    if let (Some(Attachment { link, mac }), Some(ip)) = (node.attachment, node.probe_ip) {
+    let Some(Attachment { link, mac }) = node.attachment else { return };
+    let others = node.prefixes.iter().filter(|prefix| prefix.is_host()).map(|p| p.addr());
+    let others = others.filter(|ip| Some(*ip) != node.probe_ip);
+    for ip in node.probe_ip.into_iter().chain(others).take(PROBED_MAX) {
         out.push(Output::Probe { link, mac, ip });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::anchor::Pool;
+    use crate::types::seam::Holder;
+
+    const A: IfIndex = IfIndex(1);
+    const B: IfIndex = IfIndex(2);
+    const M7: MacAddr = MacAddr([2, 0, 0, 0, 0, 7]);
+    const M8: MacAddr = MacAddr([2, 0, 0, 0, 0, 8]);
+
+    fn prefix(text: &str) -> Prefix {
+        text.parse().unwrap()
+    }
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn mn(mac: MacAddr) -> MnId {
+        MnId::from_mac(mac)
+    }
+
+    /// An anchor, its clock, and what it said.
+    struct Desk {
+        anchor: Anchor,
+        now: Instant,
+        out: Vec<Output>,
+    }
+
+    impl Desk {
+        fn new() -> Self {
+            Self::with(Config {
+                pools: vec![
+                    Pool::of_hosts(prefix("10.1.0.0/24")),
+                    Pool::of_hosts(prefix("2001:db8:1::/64")),
+                    Pool { prefix: prefix("2001:db8:2::/48"), node_len: 64 },
+                ],
+                ..Config::default()
+            })
+        }
+
+        fn with(config: Config) -> Self {
+            Self { anchor: Anchor::new(config), now: Instant::ZERO, out: Vec::new() }
+        }
+
+        fn see(&mut self, link: IfIndex, mac: MacAddr, address: &str) {
+            self.see_by(link, mac, address, Sighting::Arp);
+        }
+
+        fn see_by(&mut self, link: IfIndex, mac: MacAddr, address: &str, by: Sighting) {
+            let sighted = Sighted { link, mac, ip: ip(address), by };
+            self.anchor.handle_sighting(sighted, self.now, &mut self.out);
+        }
+
+        fn link(&mut self, link: IfIndex, up: bool) {
+            self.anchor.handle_link(link, up, self.now, &mut self.out);
+        }
+
+        fn pass(&mut self, time: Duration) {
+            let end = self.now + time;
+            while self.anchor.poll_timeout() <= end {
+                self.now = self.now.max(self.anchor.poll_timeout());
+                self.anchor.handle_timeout(self.now, &mut self.out);
+            }
+            self.now = end;
+            self.anchor.handle_timeout(end, &mut self.out);
+        }
+
+        /// What was said since the last call, without the filter's news: one word per output.
+        fn said(&mut self) -> Vec<String> {
+            let word = |output| match output {
+                Output::Event(MobilityEvent::Attached { prefix, attachment, .. }) => {
+                    let link = attachment.map_or(0, |a| a.link.0);
+                    Some(format!("attached {prefix} on {link}"))
+                }
+                Output::Event(MobilityEvent::Left { mn, reason }) => {
+                    Some(format!("left {mn} {reason:?}"))
+                }
+                Output::Event(event) => Some(format!("{event:?}")),
+                Output::Probe { ip, .. } => Some(format!("probe {ip}")),
+                Output::Noticed { mn, .. } => Some(format!("noticed {mn}")),
+                Output::HostsChanged(_) => None,
+            };
+            std::mem::take(&mut self.out).into_iter().filter_map(word).collect()
+        }
+    }
+
+    #[test]
+    fn only_what_is_new_is_an_event() {
+        let mut desk = Desk::new();
+        desk.see(A, M7, "10.1.0.7");
+        desk.see(A, M7, "10.1.0.7");
+        desk.see(A, M7, "2001:db8:1::7");
+        let expected = ["attached 10.1.0.7/32 on 1", "attached 2001:db8:1::7/128 on 1"];
+        assert_eq!(desk.said(), expected);
+        assert_eq!(desk.anchor.len(), 1);
+    }
+
+    #[test]
+    fn a_home_network_prefix_is_attached_as_a_whole() {
+        let mut desk = Desk::new();
+        desk.see(A, M7, "2001:db8:2:5::1");
+        desk.see(A, M7, "2001:db8:2:5::2");
+        assert_eq!(desk.said(), ["attached 2001:db8:2:5::/64 on 1"]);
+        desk.see(A, M8, "2001:db8:2:5::3");
+        assert_eq!(desk.anchor.counters().spoofed, 1);
+    }
+
+    #[test]
+    fn a_move_between_links_takes_all_prefixes_along() {
+        let mut desk = Desk::new();
+        desk.see(A, M7, "10.1.0.7");
+        desk.see(A, M7, "2001:db8:1::7");
+        desk.said();
+        desk.see(B, M7, "10.1.0.7");
+        let expected = ["attached 10.1.0.7/32 on 2", "attached 2001:db8:1::7/128 on 2"];
+        assert_eq!(desk.said(), expected);
+        assert_eq!(desk.anchor.prefixes_on(A).count(), 0);
+        assert_eq!(desk.anchor.hosts_on(B).count(), 2);
+        // The link it came from goes down: that is not its link any more.
+        desk.link(A, false);
+        desk.pass(Duration::from_secs(10));
+        assert_eq!(desk.said(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn addresses_outside_the_pools_are_ignored() {
+        let mut desk = Desk::new();
+        desk.see(A, M7, "192.0.2.1");
+        assert_eq!(desk.said(), Vec::<String>::new());
+        assert_eq!(desk.anchor.counters().outside_pools, 1);
+    }
+
+    /// First come, until it has left: another one that uses the address makes it prove itself.
+    #[test]
+    fn an_address_in_use_is_refused_and_its_owner_is_asked() {
+        let mut desk = Desk::new();
+        desk.see(A, M7, "10.1.0.7");
+        desk.said();
+        desk.see(A, M8, "10.1.0.7");
+        desk.see(A, M8, "10.1.0.7");
+        assert_eq!(desk.said(), ["probe 10.1.0.7"]);
+        desk.see(A, M7, "10.1.0.7"); // it answers
+        desk.pass(Duration::from_secs(10));
+        assert_eq!(desk.said(), Vec::<String>::new());
+        assert_eq!(desk.anchor.counters().spoofed, 2);
+
+        desk.see(A, M8, "10.1.0.7");
+        desk.pass(Duration::from_secs(10)); // no answer this time
+        let silent = ["probe 10.1.0.7", "probe 10.1.0.7", "probe 10.1.0.7"];
+        let said = desk.said();
+        assert_eq!(said[..3], silent);
+        assert_eq!(said[3..], [format!("left {M7} NeighborFailed")]);
+        desk.see(A, M8, "10.1.0.7");
+        assert_eq!(desk.said(), ["attached 10.1.0.7/32 on 1"]);
+    }
+
+    #[test]
+    fn a_link_down_ends_in_leaving_unless_the_node_is_seen() {
+        let mut desk = Desk::new();
+        desk.see(A, M7, "10.1.0.7");
+        desk.see(A, M8, "10.1.0.8");
+        desk.said();
+        desk.link(A, false);
+        desk.link(A, false); // said twice
+        desk.pass(Duration::from_millis(1900));
+        desk.see(B, M8, "10.1.0.8");
+        assert_eq!(desk.said(), ["attached 10.1.0.8/32 on 2"]);
+        desk.pass(Duration::from_millis(200));
+        assert_eq!(desk.said(), [format!("left {M7} LinkDown")]);
+    }
+
+    #[test]
+    fn a_link_that_comes_back_is_looked_at() {
+        let mut desk = Desk::new();
+        desk.see(A, M7, "10.1.0.7");
+        desk.said();
+        desk.link(A, false);
+        desk.link(A, true);
+        assert_eq!(desk.said(), ["probe 10.1.0.7"]);
+        desk.see(A, M7, "10.1.0.7");
+        desk.pass(Duration::from_secs(10));
+        assert_eq!(desk.said(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn the_kernels_word_is_checked() {
+        let mut desk = Desk::new();
+        desk.see(A, M7, "10.1.0.7");
+        desk.said();
+        desk.anchor.handle_neighbor_failed(B, ip("10.1.0.7"), desk.now, &mut desk.out);
+        assert_eq!(desk.said(), Vec::<String>::new(), "not on that link");
+        desk.anchor.handle_neighbor_failed(A, ip("10.1.0.7"), desk.now, &mut desk.out);
+        desk.pass(Duration::from_secs(10));
+        assert_eq!(desk.said().last(), Some(&format!("left {M7} NeighborFailed")));
+    }
+
+    #[test]
+    fn a_node_that_answers_by_another_address_is_there() {
+        let mut desk = Desk::new();
+        desk.see(A, M7, "10.1.0.7");
+        desk.see(A, M7, "2001:db8:1::7");
+        desk.said();
+        desk.anchor.handle_neighbor_failed(A, ip("10.1.0.7"), desk.now, &mut desk.out);
+        assert_eq!(desk.said(), ["probe 2001:db8:1::7", "probe 10.1.0.7"]);
+        desk.see_by(A, M7, "2001:db8:1::7", Sighting::NeighborAdvertisement);
+        desk.pass(Duration::from_secs(10));
+        assert_eq!(desk.said(), Vec::<String>::new());
+    }
+
+    #[test]
+    fn imported_prefixes_use_the_attachment_that_is_there() {
+        let mut desk = Desk::new();
+        desk.see(A, M7, "10.1.0.7");
+        desk.said();
+        let (node, more) = (mn(M7), [prefix("2001:db8:1::7/128")]);
+        let attachment = desk.anchor.handle_import(&node, &more, &mut desk.out);
+        assert_eq!(attachment, Ok(Some(Attachment { link: A, mac: M7 })));
+        desk.see(A, M7, "2001:db8:1::7");
+        assert_eq!(desk.said(), Vec::<String>::new(), "known already");
+        let elsewhere = desk.anchor.handle_import(&mn(M8), &more, &mut desk.out);
+        assert_eq!(elsewhere, Err(Refusal::NotHere));
+    }
+
+    #[test]
+    fn attach_by_the_api_with_a_lease() {
+        let mut desk = Desk::new();
+        let node = MnId::new("train-7").unwrap();
+        let lease = Some(desk.now + Duration::from_secs(60));
+        let attach = |desk: &mut Desk, text| {
+            let prefixes = [prefix(text)];
+            let (by, now) = (Sighting::Api, desk.now);
+            desk.anchor.handle_attach(&node, &prefixes, None, lease, by, now, &mut desk.out)
+        };
+        assert_eq!(attach(&mut desk, "192.0.2.1"), Err(Refusal::OutsidePools));
+        assert_eq!(attach(&mut desk, "10.1.0.7"), Ok(()));
+        assert_eq!(desk.said(), ["attached 10.1.0.7/32 on 0"]);
+        desk.pass(Duration::from_secs(61));
+        assert_eq!(desk.said(), ["left train-7 LeaseEnd"]);
+        assert!(!desk.anchor.handle_detach(&node, LeaveReason::Api, &mut desk.out));
+    }
+
+    #[test]
+    fn after_a_restart_nodes_are_there_until_they_do_not_answer() {
+        let mut desk = Desk::new();
+        for (mac, text) in [(M7, "10.1.0.7"), (M8, "10.1.0.8")] {
+            let (at, prefixes) = (Attachment { link: A, mac }, [prefix(text)]);
+            let now = desk.now;
+            desk.anchor
+                .handle_restore(&mn(mac), &prefixes, Some(at), None, now, &mut desk.out)
+                .unwrap();
+        }
+        let said = desk.said();
+        assert_eq!(said[..2], ["attached 10.1.0.7/32 on 1", "probe 10.1.0.7"]);
+        desk.see(A, M8, "10.1.0.8");
+        desk.pass(Duration::from_secs(10));
+        let said = desk.said();
+        assert_eq!(
+            said,
+            ["probe 10.1.0.7", "probe 10.1.0.7", &format!("left {M7} NeighborFailed")]
+        );
+        assert_eq!(desk.anchor.len(), 1);
+    }
+
+    #[test]
+    fn a_refused_attachment_is_forgotten_and_not_asked_for_again_at_once() {
+        let mut desk = Desk::new();
+        desk.see(A, M7, "10.1.0.7");
+        desk.anchor.handle_refused(prefix("10.1.0.7"), desk.now, &mut desk.out);
+        desk.said();
+        assert!(desk.anchor.is_empty());
+        desk.see(A, M7, "10.1.0.7");
+        assert_eq!(desk.said(), Vec::<String>::new());
+        assert_eq!(desk.anchor.counters().held_down, 1);
+        desk.pass(Duration::from_secs(11));
+        desk.see(A, M7, "10.1.0.7");
+        assert_eq!(desk.said(), ["attached 10.1.0.7/32 on 1"]);
+    }
+
+    #[test]
+    fn tables_have_an_end() {
+        let pools = vec![Pool::of_hosts(prefix("10.0.0.0/8"))];
+        let mut desk = Desk::with(Config { pools, nodes_max: 2, ..Config::default() });
+        for n in 0..5 {
+            desk.see(A, MacAddr([2, 0, 0, 0, 1, n]), &format!("10.0.0.{n}"));
+        }
+        assert_eq!((desk.anchor.len(), desk.anchor.counters().full), (2, 3));
+        for n in 0..200 {
+            desk.see(A, MacAddr([2, 0, 0, 0, 1, 0]), &format!("10.0.1.{n}"));
+        }
+        let session = desk.anchor.session(&mn(MacAddr([2, 0, 0, 0, 1, 0]))).unwrap();
+        assert_eq!(session.prefixes.len(), limits::PREFIXES_PER_NODE_MAX);
+    }
+
+    #[test]
+    fn a_solicitation_without_a_mobile_address_is_noticed() {
+        let mut desk = Desk::new();
+        desk.see_by(A, M7, "fe80::7", Sighting::RouterSolicitation);
+        desk.see_by(A, M7, "fe80::7", Sighting::NeighborAdvertisement);
+        assert_eq!(desk.said(), [format!("noticed {M7}")]);
+    }
+
+    #[test]
+    fn holders_are_told_from_the_askers_point_of_view() {
+        let mut desk = Desk::new();
+        desk.see(A, M7, "10.1.0.7");
+        let holder = |link, asker, text: &str, bound: Option<&MnId>| {
+            desk.anchor.holder(link, asker, ip(text), bound)
+        };
+        let (m7, m8) = (mn(M7), mn(M8));
+        assert_eq!(holder(A, M7, "10.1.0.7", None), Holder::Asker);
+        assert_eq!(holder(A, M8, "10.1.0.7", None), Holder::ThisLink);
+        assert_eq!(holder(B, M8, "10.1.0.7", None), Holder::Elsewhere);
+        assert_eq!(holder(A, M8, "10.1.0.9", None), Holder::Nobody);
+        assert_eq!(holder(A, M8, "10.1.0.9", Some(&m8)), Holder::Asker);
+        assert_eq!(holder(A, M8, "10.1.0.9", Some(&m7)), Holder::Elsewhere);
+    }
+
+    #[test]
+    fn listings_come_in_pages() {
+        let mut desk = Desk::new();
+        for n in 1..=5 {
+            desk.see(A, MacAddr([2, 0, 0, 0, 0, n]), &format!("10.1.0.{n}"));
+        }
+        let mut names = Vec::new();
+        let mut after: Option<MnId> = None;
+        loop {
+            let page: Vec<MnId> =
+                desk.anchor.sessions(after.as_ref()).take(2).map(|s| s.mn.clone()).collect();
+            let Some(last) = page.last().cloned() else { break };
+            names.extend(page);
+            after = Some(last);
+        }
+        assert_eq!(names.len(), 5);
+        assert!(names.is_sorted());
     }
 }

@@ -16,10 +16,10 @@ use crate::config;
 use crate::metrics::{Metrics, Waiting};
 use crate::types::{AnchorId, Generation, Locator, MnId, Prefix};
 
-struct Fixture {
-    client: Client,
-    events: Events,
-    metrics: Arc<Metrics>,
+pub(crate) struct Fixture {
+    pub client: Client,
+    pub events: Events,
+    pub metrics: Arc<Metrics>,
     server: Option<Server>,
     directory: PathBuf,
 }
@@ -32,7 +32,7 @@ impl Drop for Fixture {
 }
 
 /// A server, and a thread that answers `handle(request)`.
-fn fixture(
+pub(crate) fn fixture(
     handle: impl FnMut(Request) -> Option<Result<Reply, ApiError>> + Send + 'static,
 ) -> Fixture {
     let (caller, calls) = channel();
@@ -72,7 +72,7 @@ fn start_with(caller: Caller) -> Fixture {
     Fixture { client, events, metrics, server: Some(server), directory }
 }
 
-fn block_on<F: Future>(future: F) -> F::Output {
+pub(crate) fn block_on<F: Future>(future: F) -> F::Output {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     runtime.block_on(async {
         tokio::time::timeout(Duration::from_secs(20), future).await.expect("in time")
@@ -91,7 +91,7 @@ fn refused(fixture: &Fixture, resource: &str) -> (String, String) {
     }
 }
 
-fn session_view(n: u32) -> SessionView {
+pub(crate) fn session_view(n: u32) -> SessionView {
     SessionView {
         mn: MnId::new(&format!("mn{n}")).unwrap(),
         prefix: Prefix::v4(0x0a00_0000 + n, 32).unwrap(),

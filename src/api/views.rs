@@ -148,7 +148,8 @@ pub struct NeighborFamilyView {
     pub accepted: u64,
     /// Prefixes heard and refused by policy.
     pub refused: u64,
-    pub advertised: u64,
+    /// Absent when the table is too large to be counted while peers wait.
+    pub advertised: Option<u64>,
     /// Kept over the neighbour's restart.
     pub stale: u64,
     pub end_of_rib_received: bool,
@@ -318,8 +319,13 @@ pub struct TraceView {
 pub struct StepView {
     /// Since the first step.
     pub at_us: u64,
-    /// A word of `metrics::PHASES`, or of an event between two.
+    /// A word of `node::timeline::Phase`.
     pub phase: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<Prefix>,
+    /// The other anchor concerned, if one is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<AnchorId>,
     /// The details, for people.
     pub what: String,
 }

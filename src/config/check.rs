@@ -186,7 +186,9 @@ impl<'d, 't> Checker<'d, 't> {
         if file.peer.is_empty() {
             self.warn("tls", "[tls] without any [[peer]] does nothing", "add the other anchors");
         }
-        let default = || vec![SocketAddr::from(([0u16; 8], checked::CXTP_PORT))];
+        let port = checked::CXTP_PORT;
+        let default =
+            || vec![SocketAddr::from(([0u8; 4], port)), SocketAddr::from(([0u16; 8], port))];
         let listen = section.listen.clone().unwrap_or_else(default);
         for (i, address) in listen.iter().enumerate() {
             if listen[..i].contains(address) {

@@ -141,6 +141,9 @@ pub struct Mobility {
     /// Empty only at a controller.
     pub fe_e: Locator,
     pub settle_delay: Duration,
+    /// At least `settle_delay`.
+    pub settle_unconfirmed: Duration,
+    pub prepare_max: Duration,
     pub detach_grace: Duration,
     pub no_export: bool,
     /// `None`: as long as attached.

@@ -135,6 +135,8 @@ const ERRORS: &[Row] = &[
     ("mode = \"distributed\"", "mode = \"client\"", "\"client\"", "no peer is one", "role = \"controller\""),
     ("may-claim", "role = \"controller\"\nmay-claim", "\"controller\"", "nobody reports to a controller", ""),
     (", ipv6 = \"2001:db8::1\"", "", "fe-e", "no address that 2001:db8:1::/48 could be steered to", "ipv6"),
+    ("mode = \"distributed\"", "mode = \"distributed\"\nsettle-delay = \"11m\"", "\"11m\"", "at most \"10m\"", ""),
+    ("mode = \"distributed\"", "mode = \"distributed\"\nsettle-delay = \"5s\"\nsettle-unconfirmed = \"4s\"", "\"4s\"", "not be shorter than `settle-delay`", ""),
     ("home = \"a2\"", "home = \"a3\"", "\"a3\"", "no anchor is called \"a3\"", "a [[peer]]: a1, a2"),
     ("home = \"a2\"", "home = \"192.0.2.3\"", "\"192.0.2.3\"", "no anchor is called", ""),
     ("name = \"a2\"\n", "name = \"anchor2\"\n", "\"a2\"", "no anchor is called \"a2\"", "anchor2"),

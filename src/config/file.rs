@@ -290,6 +290,14 @@ pub struct MobilitySection {
     /// withdrawals of the old one can arrive. Default: `"2s"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub settle_delay: Option<Period>,
+    /// The same when nobody confirmed that the old anchor let go: longer than its BGP session, or
+    /// a graceful restart of it, can outlive it. Default: `"4m"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub settle_unconfirmed: Option<Period>,
+    /// How long the host route waits for the kernel's word that the node is served here, before it
+    /// is announced all the same. Default: `"200ms"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prepare_max: Option<Period>,
     /// How long a node may be silent or its link down before it counts as gone. Default: `"1s"`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub detach_grace: Option<Period>,

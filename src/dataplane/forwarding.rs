@@ -185,6 +185,9 @@ impl Forwarding {
                         out.push(Event::NeighborFailed { link, ip });
                     }
                 }
+                Notice::NeighborLearned { link, ip, mac } => {
+                    self.reconciler.handle_neighbor(link, ip, mac);
+                }
                 Notice::RoutesChanged => self.reconciler.handle_routes_changed(now),
                 Notice::OwnRoutesChanged => self.reconciler.handle_doubt(now),
                 Notice::Lost => {
@@ -214,8 +217,10 @@ impl Forwarding {
                 *up = state.up;
                 out.push(Event::AccessLink { link: state.link, up: state.up });
                 if state.up {
-                    // The kernel has dropped the deliveries over the link while it was down.
+                    // While it was down, the kernel has dropped the deliveries over it and its
+                    // IPv6 addresses.
                     self.reconciler.handle_doubt(now);
+                    self.setup_at = now;
                 }
             }
             // New, or made anew under the same name.
@@ -236,6 +241,7 @@ impl Forwarding {
 
     fn set_up(&mut self, now: Instant, out: &mut Vec<Event>) {
         self.setup_at = Instant::FAR_FUTURE;
+        let before = out.len();
         for (name, access) in &mut self.access {
             let kernel = self.reconciler.plane_mut();
             let state = kernel.find_link(name).ok().flatten();
@@ -267,7 +273,9 @@ impl Forwarding {
             }
             access.ready = Some((state.link, up));
         }
-        self.reconciler.handle_doubt(now);
+        if out.len() != before {
+            self.reconciler.handle_doubt(now); // links came or went
+        }
     }
 }
 

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::{DataPlane, Hop, KernelRoute, Kind, Op, OpError};
 use crate::types::seam::{Applied, Attachment, ForwardingChange, IfIndex};
-use crate::types::{Instant, Prefix, Revision};
+use crate::types::{Family, Instant, MacAddr, Prefix, Revision};
 
 /// Entries of both kinds. A further one is refused: a delivery with a reason in [`Applied`], a
 /// BGP route with a counter.
@@ -121,6 +121,8 @@ enum Audit {
 pub struct Reconciler<D> {
     plane: D,
     entries: BTreeMap<Key, Entry>,
+    /// Desired routes of BGP, by family.
+    learnt: [usize; 2],
     /// Deliveries of the batch at hand.
     urgent: Vec<Key>,
     queue: VecDeque<Key>,
@@ -152,12 +154,35 @@ struct Sweep {
     missing: Option<u32>,
 }
 
+fn view((prefix, kind): Key, entry: &Entry) -> EntryView {
+    EntryView {
+        prefix,
+        kind,
+        next_hop: match entry.desired {
+            Some(Desired::Bgp(next_hop)) => Some(next_hop),
+            Some(Desired::Delivery(_)) | None => None,
+        },
+        installed: entry.installed,
+        orphan: entry.desired.is_none(),
+        error: entry.failure.as_ref().map(|failure| failure.error.to_string()),
+    }
+}
+
+/// Entries by how it stands with them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Summary {
+    pub installed: usize,
+    pub pending: usize,
+    pub failed: usize,
+}
+
 impl<D: DataPlane> Reconciler<D> {
     /// Begins with what the kernel has: forwarding went on while nobody was in control.
     pub fn new(plane: D, now: Instant) -> Self {
         let mut this = Self {
             plane,
             entries: BTreeMap::new(),
+            learnt: [0; 2],
             urgent: Vec::new(),
             queue: VecDeque::new(),
             retries: BTreeSet::new(),
@@ -204,20 +229,27 @@ impl<D: DataPlane> Reconciler<D> {
         self.audit_error.as_ref()
     }
 
+    /// One entry.
+    pub fn find(&self, prefix: Prefix, kind: Kind) -> Option<EntryView> {
+        self.entries.get(&(prefix, kind)).map(|entry| view((prefix, kind), entry))
+    }
+
+    /// BGP routes of a family that are wanted.
+    pub fn learnt(&self, family: Family) -> usize {
+        self.learnt[family as usize]
+    }
+
+    /// How many entries there are, and how it stands with them.
+    pub fn summary(&self) -> Summary {
+        let (pending, failed) = (self.queue.len(), self.retries.len());
+        let installed = self.entries.len().saturating_sub(pending + failed);
+        Summary { installed, pending, failed }
+    }
+
     /// Entries in order, beginning after `after`: a listing is made of pages.
     pub fn views(&self, after: Option<(Prefix, Kind)>) -> impl Iterator<Item = EntryView> {
         let from = after.map_or(Unbounded, Excluded);
-        self.entries.range((from, Unbounded)).map(|(&(prefix, kind), entry)| EntryView {
-            prefix,
-            kind,
-            next_hop: match entry.desired {
-                Some(Desired::Bgp(next_hop)) => Some(next_hop),
-                Some(Desired::Delivery(_)) | None => None,
-            },
-            installed: entry.installed,
-            orphan: entry.desired.is_none(),
-            error: entry.failure.as_ref().map(|failure| failure.error.to_string()),
-        })
+        self.entries.range((from, Unbounded)).map(|(&key, entry)| view(key, entry))
     }
 
     /// Takes the changes over; deliveries are in the kernel when it returns.
@@ -336,6 +368,9 @@ impl<D: DataPlane> Reconciler<D> {
             entry.report = Report::Result;
         }
         let old = std::mem::replace(&mut entry.desired, desired);
+        let is_learnt = |d: &Option<Desired>| usize::from(matches!(d, Some(Desired::Bgp(_))));
+        let learnt = &mut self.learnt[prefix.family() as usize];
+        *learnt = *learnt + is_learnt(&desired) - is_learnt(&old);
         if let Some(Desired::Bgp(next_hop)) = desired {
             self.use_next_hop(next_hop);
         }
@@ -652,6 +687,18 @@ impl<D: DataPlane> Reconciler<D> {
         }
     }
 
+    /// The kernel believes whoever answers ARP last, also a host that has no right to the address.
+    /// Who a node is was decided at its attachment.
+    pub fn handle_neighbor(&mut self, link: IfIndex, ip: IpAddr, mac: MacAddr) {
+        let key = (Prefix::host(ip), Kind::Delivery);
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        if entry.neighbor.is_some_and(|ours| ours.link == link && ours.mac != mac) {
+            self.counters.repaired += 1;
+            entry.neighbor = None;
+            self.enqueue(key);
+        }
+    }
+
     /// A route of a link that no longer exists cannot be there either.
     pub fn handle_link_gone(&mut self, link: IfIndex, now: Instant) {
         for entry in self.entries.values_mut() {
@@ -704,7 +751,6 @@ fn plan(
 mod tests {
     use super::*;
     use crate::dataplane::fake::Fake;
-    use crate::types::MacAddr;
 
     const ACCESS: IfIndex = IfIndex(7);
     const CORE: IfIndex = IfIndex(3);
@@ -942,6 +988,19 @@ mod tests {
         assert_eq!(desk.reconciler.poll_timeout(), Instant::ZERO);
         desk.settle();
         assert_eq!(desk.fake().routes.len(), 2_001);
+    }
+
+    #[test]
+    fn a_stolen_neighbour_entry_is_taken_back() {
+        let mut desk = Desk::new(Fake::default());
+        desk.apply(&[delivery("10.1.0.7", 1, 1)]);
+        let thief = MacAddr([2, 0, 0, 0, 0, 66]);
+        let slot = (ACCESS, ip("10.1.0.7"));
+        desk.fake().neighbors.insert(slot, thief);
+        desk.reconciler.handle_neighbor(slot.0, slot.1, thief);
+        desk.settle();
+        assert_eq!(desk.fake().neighbors[&slot], MacAddr([2, 0, 0, 0, 0, 1]));
+        assert_eq!(desk.hop("10.1.0.7", Kind::Delivery), Some(ON_ACCESS));
     }
 
     #[test]

@@ -8,16 +8,19 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, IoSlice};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::{Buf, Bytes};
+use socket2::SockRef;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
+use tokio::task::AbortHandle;
 
 use super::core::Core;
 use super::tcp;
-use crate::proto::bgp::session::{ConnId, Direction};
+use crate::proto::bgp::session::{ConnId, Md5Key, Transport};
 use crate::proto::bgp::speaker;
 
 /// Octets given to the node in one turn: some 50,000 host routes.
@@ -25,6 +28,8 @@ const READ_MAX: usize = 256 * 1024;
 /// Octets waiting for a peer above which it is congested, and below which it is no longer.
 const QUEUE_HIGH: usize = 1024 * 1024;
 const QUEUE_LOW: usize = 256 * 1024;
+/// How long a closed connection may take to deliver what was said last.
+const CLOSE_MAX: Duration = Duration::from_secs(5);
 /// Pieces per system call.
 const IOV_MAX: usize = 64;
 
@@ -43,21 +48,56 @@ struct Connection {
 #[derive(Default)]
 pub struct Connections {
     all: BTreeMap<ConnId, Connection>,
-    /// Attempts under way; removed when the node no longer wants them.
-    connecting: BTreeSet<ConnId>,
+    /// Attempts under way; ended when the node no longer wants them.
+    connecting: BTreeMap<ConnId, AbortHandle>,
     touched: BTreeSet<ConnId>,
+    listeners: Vec<Rc<TcpListener>>,
+    /// TCP-MD5 keys that the listeners must know.
+    keys: BTreeMap<IpAddr, Md5Key>,
+}
+
+fn set_listener_key(listener: &TcpListener, remote: IpAddr, key: Option<&Md5Key>) {
+    let same_family = listener.local_addr().is_ok_and(|l| l.is_ipv4() == remote.is_ipv4());
+    if !same_family {
+        return;
+    }
+    if let Err(error) = tcp::set_listener_key(listener, remote, key) {
+        tracing::error!(%remote, %error, "the key of a neighbour cannot be set");
+    }
 }
 
 impl Connections {
     pub fn handle(&mut self, output: speaker::Output, core: &Rc<Core>) {
         match output {
-            speaker::Output::Connect(connect) => {
-                self.connecting.insert(connect.conn);
-                tokio::task::spawn_local(run_connect(Rc::clone(core), connect));
+            speaker::Output::Connect { conn, transport } => {
+                let task = run_connect(Rc::clone(core), conn, *transport);
+                let task = tokio::task::spawn_local(task);
+                self.connecting.insert(conn, task.abort_handle());
             }
             speaker::Output::Send { conn, bytes } => self.send(conn, bytes),
-            speaker::Output::Close { conn } => self.close(conn),
+            speaker::Output::Close { conn } => self.close(conn, core),
+            speaker::Output::ListenerKey { remote, key } => self.set_key(remote, key),
+            // Of interest to people, who are told by the core.
+            speaker::Output::SessionUp { .. } | speaker::Output::SessionDown { .. } => {}
         }
+    }
+
+    /// Where neighbours connect to; the keys that are known by then are set.
+    pub fn listen(&mut self, listener: Rc<TcpListener>) {
+        for (&remote, key) in &self.keys {
+            set_listener_key(&listener, remote, Some(key));
+        }
+        self.listeners.push(listener);
+    }
+
+    fn set_key(&mut self, remote: IpAddr, key: Option<Md5Key>) {
+        for listener in &self.listeners {
+            set_listener_key(listener, remote, key.as_ref());
+        }
+        match key {
+            Some(key) => self.keys.insert(remote, key),
+            None => self.keys.remove(&remote),
+        };
     }
 
     /// Puts octets into the queue of a connection; [`Self::write_all`] ends the turn.
@@ -69,12 +109,26 @@ impl Connections {
         }
     }
 
-    fn close(&mut self, conn: ConnId) {
-        self.connecting.remove(&conn);
-        if let Some(connection) = self.all.get_mut(&conn) {
-            connection.closing = true;
-            self.touched.insert(conn);
-            connection.wake.notify_one();
+    fn close(&mut self, conn: ConnId, core: &Rc<Core>) {
+        if let Some(attempt) = self.connecting.remove(&conn) {
+            attempt.abort();
+        }
+        let Some(connection) = self.all.get_mut(&conn) else { return };
+        connection.closing = true;
+        self.touched.insert(conn);
+        let core = Rc::clone(core);
+        tokio::task::spawn_local(async move {
+            // A peer that does not read does not keep us.
+            tokio::time::sleep(CLOSE_MAX).await;
+            core.state.borrow_mut().connections.end(conn);
+        });
+    }
+
+    /// Whatever is still queued is given up.
+    fn end(&mut self, conn: ConnId) {
+        if let Some(connection) = self.all.remove(&conn) {
+            // The reader holds the stream as well: this is how it hears of the end.
+            let _ = SockRef::from(&*connection.stream).shutdown(std::net::Shutdown::Both);
         }
     }
 
@@ -92,48 +146,44 @@ impl Connections {
 
     fn write(&mut self, conn: ConnId, core: &Rc<Core>) {
         let Some(connection) = self.all.get_mut(&conn) else { return };
+        let before = connection.queued;
         match connection.write() {
             Ok(()) if connection.queue.is_empty() => {
                 if connection.closing {
-                    self.all.remove(&conn);
-                    return;
+                    return self.end(conn);
                 }
             }
             Ok(()) => connection.wake.notify_one(),
             // The reader sees the same error, or the end, and tells the node.
-            Err(_) => {
-                connection.queue.clear();
-                connection.queued = 0;
-                if connection.closing {
-                    self.all.remove(&conn);
-                    return;
-                }
-            }
+            Err(_) => return self.end(conn),
         }
-        let over = connection.queued > QUEUE_HIGH;
-        let under = connection.queued < QUEUE_LOW;
-        if over && !connection.congested || under && connection.congested {
-            connection.congested = over;
+        let took = connection.queued < before;
+        let congested = match connection.congested {
+            true => connection.queued >= QUEUE_LOW,
+            false => connection.queued > QUEUE_HIGH,
+        };
+        // While it is congested, each step forward counts: it keeps a slow peer from being taken
+        // for one that does not read.
+        if congested != connection.congested || congested && took {
+            connection.congested = congested;
             let core = Rc::clone(core);
             // In a turn of its own: this one is at its end.
             tokio::task::spawn_local(async move {
-                core.turn(|node, now, out| node.handle_bgp_congested(conn, over, now, out));
+                core.turn(|node, now, _| node.handle_bgp_congested(conn, congested, now));
             });
         }
     }
 
-    fn insert(&mut self, conn: ConnId, stream: Rc<TcpStream>) -> Rc<Notify> {
-        let wake = Rc::new(Notify::new());
+    fn insert(&mut self, conn: ConnId, stream: Rc<TcpStream>) {
         let connection = Connection {
             stream,
             queue: VecDeque::new(),
             queued: 0,
             congested: false,
-            wake: Rc::clone(&wake),
+            wake: Rc::new(Notify::new()),
             closing: false,
         };
         self.all.insert(conn, connection);
-        wake
     }
 }
 
@@ -170,69 +220,91 @@ impl Connection {
 }
 
 /// Tries to reach a neighbour, then serves the connection.
-async fn run_connect(core: Rc<Core>, connect: speaker::Connect) {
-    let conn = connect.conn;
-    let result = tcp::connect(&connect.transport, connect.remote, connect.local).await;
-    let wanted = core.state.borrow_mut().connections.connecting.remove(&conn);
+async fn run_connect(core: Rc<Core>, conn: ConnId, transport: Transport) {
+    let result = tcp::connect(&transport).await;
+    core.state.borrow_mut().connections.connecting.remove(&conn);
     match result {
-        Ok(stream) if wanted => run_connection(core, conn, stream, Direction::Active).await,
-        Ok(_) => {}
+        // In a task of its own, since this one ends with the attempt.
+        Ok(stream) => {
+            tokio::task::spawn_local(run_connection(core, conn, stream));
+        }
         Err(error) => {
-            tracing::debug!(remote = %connect.remote, %error, "cannot connect");
-            if wanted {
-                core.turn(|node, now, out| node.handle_bgp_connect_failed(conn, now, out));
-            }
+            tracing::debug!(remote = %transport.remote, %error, "cannot connect");
+            core.turn(|node, now, out| node.handle_bgp_closed(conn, now, out));
         }
     }
 }
 
 /// Accepts connections for ever. The node says which neighbour one is from, or refuses it.
-pub async fn run_listener(core: Rc<Core>, listener: TcpListener) {
+pub async fn run_listener(core: Rc<Core>, listener: Rc<TcpListener>) {
     loop {
         let (stream, remote) = match listener.accept().await {
             Ok(accepted) => accepted,
             Err(error) => {
                 // Out of descriptors, most likely: waiting is all that helps.
                 tracing::warn!(%error, "cannot accept a BGP connection");
-                tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+                tokio::time::sleep(Duration::from_millis(100)).await;
                 continue;
             }
         };
-        let local = stream.local_addr().unwrap_or(remote);
-        let conn = core.turn(|node, now, out| node.handle_bgp_incoming(remote, local, now, out));
-        if let Some((conn, transport)) = conn {
-            if let Err(error) = tcp::prepare_accepted(&stream, &transport) {
-                tracing::warn!(%remote, %error, "cannot prepare an accepted BGP connection");
-            }
-            tokio::task::spawn_local(run_connection(
-                Rc::clone(&core),
-                conn,
-                stream,
-                Direction::Passive,
-            ));
+        let Ok(local) = stream.local_addr() else { continue };
+        // The connection has to be known before the node says anything on it.
+        let accepted = core.accept(stream, local, remote);
+        if let Some((conn, stream)) = accepted {
+            tokio::task::spawn_local(serve(Rc::clone(&core), conn, stream));
         }
     }
 }
 
-async fn run_connection(core: Rc<Core>, conn: ConnId, stream: TcpStream, direction: Direction) {
+async fn run_connection(core: Rc<Core>, conn: ConnId, stream: TcpStream) {
     let addresses = stream.local_addr().and_then(|l| stream.peer_addr().map(|r| (l, r)));
     let Ok((local, remote)) = addresses else {
-        return core.turn(|node, now, out| node.handle_bgp_connect_failed(conn, now, out));
+        return core.turn(|node, now, out| node.handle_bgp_closed(conn, now, out));
     };
     let stream = Rc::new(stream);
-    let wake = core.state.borrow_mut().connections.insert(conn, Rc::clone(&stream));
-    let writer = tokio::task::spawn_local(run_writer(
-        Rc::clone(&core),
-        conn,
-        Rc::clone(&stream),
-        Rc::clone(&wake),
-    ));
-    core.turn(|node, now, out| {
-        node.handle_bgp_connected(conn, direction, local, remote, now, out);
-    });
+    core.state.borrow_mut().connections.insert(conn, Rc::clone(&stream));
+    core.turn(|node, now, out| node.handle_bgp_connected(conn, local, remote, now, out));
+    serve(core, conn, stream).await;
+}
+
+impl Core {
+    fn accept(
+        self: &Rc<Self>,
+        stream: TcpStream,
+        local: SocketAddr,
+        remote: SocketAddr,
+    ) -> Option<(ConnId, Rc<TcpStream>)> {
+        let stream = Rc::new(stream);
+        let known = self.turn(|node, now, out| {
+            let before = out.len();
+            let (conn, transport) = node.handle_bgp_accepted(local, remote, now, out)?;
+            // What it says at once waits until the connection can be written to.
+            Some((conn, transport, out.split_off(before)))
+        });
+        let Some((conn, transport, first)) = known else {
+            tracing::debug!(%remote, "a BGP connection from an address that is not configured");
+            return None;
+        };
+        if let Err(error) = tcp::prepare_accepted(&stream, &transport) {
+            tracing::warn!(%remote, %error, "an accepted BGP connection cannot be prepared");
+        }
+        self.state.borrow_mut().connections.insert(conn, Rc::clone(&stream));
+        self.turn(|_, _, out| out.extend(first));
+        Some((conn, stream))
+    }
+}
+
+/// Reads and writes until the end.
+async fn serve(core: Rc<Core>, conn: ConnId, stream: Rc<TcpStream>) {
+    let wake = match core.state.borrow().connections.all.get(&conn) {
+        Some(connection) => Rc::clone(&connection.wake),
+        None => return,
+    };
+    let writer = run_writer(Rc::clone(&core), conn, Rc::clone(&stream), wake);
+    let writer = tokio::task::spawn_local(writer);
     read(&core, conn, &stream).await;
-    core.state.borrow_mut().connections.forget(conn);
     writer.abort();
+    core.state.borrow_mut().connections.forget(conn);
     core.turn(|node, now, out| node.handle_bgp_closed(conn, now, out));
 }
 
@@ -291,9 +363,4 @@ async fn run_writer(core: Rc<Core>, conn: ConnId, stream: Rc<TcpStream>, wake: R
             return;
         }
     }
-}
-
-/// Where a neighbour is, for log lines.
-pub fn describe(remote: SocketAddr) -> String {
-    if remote.port() == 179 { remote.ip().to_string() } else { remote.to_string() }
 }

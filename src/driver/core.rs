@@ -14,22 +14,28 @@
 
 use std::cell::{Cell, RefCell};
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::fd::{AsRawFd, RawFd};
 use std::rc::Rc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
 
-use super::bgp::Connections;
 use super::access::Access;
+use super::bgp::Connections;
 use super::links::Links;
 use super::monitor::Monitor;
 use super::store::{Record as Stored, Store, StoreError, StoredBinding};
-use crate::dataplane::DataPlane;
-use crate::metrics::Metrics;
+use crate::api::views::Event as View;
+use crate::dataplane::{Event, Forwarding};
+use crate::metrics::{Metrics, Waiting};
 use crate::node::{Node, Observation, Output, Record};
+use crate::proto::bgp::rib::PeerId;
+use crate::proto::bgp::speaker;
 use crate::types::seam::ForwardingChange;
-use crate::types::{AnchorId, Instant, Lifetime};
 use crate::types::transfer::Signal;
+use crate::types::{AnchorId, Instant, Lifetime};
 
 /// The one clock. Monotonic for the node, and the wall clock's value at its zero for people.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +76,7 @@ impl Clock {
 /// What the routing thread owns.
 pub struct State {
     pub node: Node,
-    pub dataplane: Option<Box<dyn DataPlane>>,
+    pub forwarding: Option<Forwarding>,
     pub store: Option<Store>,
     pub store_error: Option<String>,
     pub connections: Connections,
@@ -79,8 +85,10 @@ pub struct State {
     pub monitor: Monitor,
     /// Addresses of the external world by which people know the anchors.
     pub names: BTreeMap<AnchorId, String>,
+    pruned: bool,
     out: Vec<Output>,
     entries: Vec<ForwardingChange>,
+    said: Vec<speaker::Output>,
     signals: Vec<(AnchorId, Signal)>,
     sensors: BTreeSet<crate::types::seam::IfIndex>,
 }
@@ -96,12 +104,10 @@ pub struct Core {
 }
 
 impl State {
-    #[expect(clippy::too_many_arguments, reason = "one of each thing the thread owns")]
     pub fn new(
         node: Node,
-        dataplane: Option<Box<dyn DataPlane>>,
+        forwarding: Option<Forwarding>,
         store: Option<Store>,
-        connections: Connections,
         links: Links,
         access: Access,
         monitor: Monitor,
@@ -109,16 +115,18 @@ impl State {
     ) -> Self {
         Self {
             node,
-            dataplane,
+            forwarding,
             store,
             store_error: None,
-            connections,
+            connections: Connections::default(),
             links,
             access,
             monitor,
             names,
+            pruned: false,
             out: Vec::new(),
             entries: Vec::new(),
+            said: Vec::new(),
             signals: Vec::new(),
             sensors: BTreeSet::new(),
         }
@@ -169,15 +177,21 @@ impl Core {
                 continue;
             }
             let entries = std::mem::take(&mut state.entries);
-            if let Some(dataplane) = &mut state.dataplane {
-                for applied in dataplane.apply(&entries) {
-                    // What has just been written is confirmed as of after the write.
-                    state.node.handle_applied(applied, self.clock.now(), out);
-                }
+            let mut events = Vec::new();
+            if let Some(forwarding) = &mut state.forwarding {
+                forwarding.apply(&entries, now, &mut events);
+            }
+            for event in events {
+                // What has just been written is confirmed as of after the write.
+                self.handle_kernel(state, event, self.clock.now(), out);
             }
         }
         self.commit(state);
-        more |= state.node.flush_bgp(now, &mut state.connections);
+        let mut said = std::mem::take(&mut state.said);
+        more |= state.node.flush_bgp(&mut said);
+        for output in said {
+            state.connections.handle(output, self);
+        }
         state.connections.write_all(self);
         for (to, signal) in std::mem::take(&mut state.signals) {
             state.links.send(to, signal, now);
@@ -195,17 +209,103 @@ impl Core {
         match output {
             Output::Forwarding(change) => state.entries.push(change),
             Output::Persist { prefix, record } => self.persist(state, prefix, record),
-            Output::Bgp(output) => state.connections.handle(output, self),
+            Output::Bgp(output) => {
+                self.tell(state, &output);
+                state.said.push(output);
+            }
             Output::Signal { to, signal } => state.signals.push((to, signal)),
             Output::Frame { link, octets } => state.access.send(link, &octets),
             Output::LinkNodes { link } => {
                 state.sensors.insert(link);
             }
             Output::Observed(Observation::Handover { phase, mode, took }) => {
-                self.metrics.observe_handover(phase, mode, took);
+                super::gauges::observe_handover(&self.metrics, phase, mode, took);
             }
         }
         let _ = now;
+    }
+
+    /// Lets the kernel's side do something, and carries what it says to the node.
+    pub fn turn_kernel<R>(
+        self: &Rc<Self>,
+        call: impl FnOnce(&mut Forwarding, Instant, &mut Vec<Event>) -> R,
+    ) -> Option<R> {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let now = self.clock.now();
+        let mut events = Vec::new();
+        let result = call(state.forwarding.as_mut()?, now, &mut events);
+        let mut out = std::mem::take(&mut state.out);
+        for event in events {
+            self.handle_kernel(state, event, now, &mut out);
+        }
+        self.follow(state, &mut out, now);
+        state.out = out;
+        Some(result)
+    }
+
+    fn handle_kernel(
+        self: &Rc<Self>,
+        state: &mut State,
+        event: Event,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        match event {
+            Event::Applied(applied) => state.node.handle_applied(applied, now, out),
+            Event::AccessReady { name, link } => {
+                tracing::info!(interface = %name, "access link is ready");
+                if let Some(config) = state.access.open(&name, link, self) {
+                    state.node.add_access_link(config, now);
+                }
+            }
+            Event::AccessLink { link, up } => state.node.handle_link(link, up, now, out),
+            Event::AccessGone { link } => {
+                state.access.close(link);
+                state.node.remove_access_link(link, now, out);
+            }
+            Event::NeighborFailed { link, ip } => {
+                state.node.handle_neighbor_failed(link, ip, now, out);
+            }
+        }
+    }
+
+    /// Once the tables are complete, the kernel loses what nobody has asked for.
+    fn prune(&self) {
+        let mut state = self.state.borrow_mut();
+        if !state.pruned && !state.node.is_restarting() {
+            state.pruned = true;
+            if let Some(forwarding) = &mut state.forwarding {
+                forwarding.prune();
+            }
+            self.metrics.health.done(Waiting::Routes);
+            self.metrics.health.done(Waiting::Kernel);
+            state.monitor.send(View::Ready);
+        }
+    }
+
+    /// Sessions that come and go are news.
+    fn tell(&self, state: &State, output: &speaker::Output) {
+        let address = |peer: PeerId| {
+            let speaker = state.node.speaker.as_ref()?;
+            Some(speaker.neighbor_config(peer)?.transport.remote.ip())
+        };
+        match output {
+            speaker::Output::SessionUp { peer } => {
+                let Some(neighbor) = address(*peer) else { return };
+                tracing::info!(%neighbor, "BGP session is up");
+                state.monitor.send(View::NeighborUp { neighbor });
+            }
+            speaker::Output::SessionDown { peer, reason } => {
+                let Some(neighbor) = address(*peer) else { return };
+                tracing::warn!(%neighbor, %reason, "BGP session is down");
+                state.monitor.send(View::NeighborDown { neighbor, reason: reason.clone() });
+            }
+            speaker::Output::Connect { .. }
+            | speaker::Output::Send { .. }
+            | speaker::Output::Close { .. }
+            | speaker::Output::ListenerKey { .. } => {}
+        }
     }
 
     fn persist(&self, state: &mut State, prefix: crate::types::Prefix, record: Record) {
@@ -239,7 +339,7 @@ impl Core {
                 state.store_error = None;
             }
             (Err(error), before) => {
-                self.metrics.store_write_failed();
+                self.metrics.store_errors.inc();
                 if before.is_none() {
                     tracing::error!(%error, "routing goes on, but a restart would not know of it");
                 }
@@ -251,7 +351,9 @@ impl Core {
     /// Lets the timer task know when it is needed sooner than it thinks.
     fn arm(&self, state: &State) {
         let next = state.node.poll_timeout().unwrap_or(Instant::FAR_FUTURE);
-        let next = next.min(state.links.poll_timeout());
+        let kernel =
+            state.forwarding.as_ref().map_or(Instant::FAR_FUTURE, Forwarding::poll_timeout);
+        let next = next.min(state.links.poll_timeout()).min(kernel);
         if self.more.get() || next < self.armed.get() {
             self.timer.notify_one();
         }
@@ -278,7 +380,41 @@ impl Core {
             tokio::task::yield_now().await;
             let now = self.now();
             self.state.borrow_mut().links.handle_timeout(now);
+            self.carry_links();
+            self.turn_kernel(|forwarding, now, events| forwarding.handle_timeout(now, events));
             self.turn(|node, now, out| node.handle_timeout(now, out));
+            self.prune();
+        }
+    }
+
+    /// Runs for ever: what the kernel has to say by itself.
+    pub async fn run_kernel(self: Rc<Self>) {
+        let fd = match &self.state.borrow().forwarding {
+            Some(forwarding) => KernelFd(forwarding.as_raw_fd()),
+            None => return,
+        };
+        // SAFETY: the descriptor belongs to `forwarding`, which the core owns and never replaces;
+        // this task holds the core.
+        let registered = unsafe { AsyncFd::register_with_interest(fd, Interest::READABLE) };
+        let fd = match registered {
+            Ok(fd) => fd,
+            Err(error) => return tracing::error!(%error, "the kernel cannot be listened to"),
+        };
+        loop {
+            let Ok(mut ready) = fd.readable().await else { return };
+            ready.clear_ready();
+            loop {
+                let more = self
+                    .turn_kernel(|forwarding, now, events| forwarding.handle_readable(now, events));
+                match more {
+                    Some(Ok(true)) => tokio::task::yield_now().await,
+                    Some(Ok(false)) | None => break,
+                    Some(Err(error)) => {
+                        tracing::warn!(%error, "the kernel's notifications cannot be read");
+                        break;
+                    }
+                }
+            }
         }
     }
 
@@ -299,9 +435,19 @@ impl Core {
             let result: Result<Result<(), StoreError>, _> =
                 tokio::task::spawn_blocking(move || sync()).await;
             if let Ok(Err(error)) = result {
-                self.metrics.store_write_failed();
+                self.metrics.store_errors.inc();
                 self.state.borrow_mut().store_error = Some(error.to_string());
             }
         }
+    }
+}
+
+/// The descriptor of the kernel's notifications; the forwarding part owns it and lives as long as
+/// the core.
+struct KernelFd(RawFd);
+
+impl AsRawFd for KernelFd {
+    fn as_raw_fd(&self) -> RawFd {
+        self.0
     }
 }

@@ -12,9 +12,12 @@ use std::time::Duration;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Notify;
+use tokio_rustls::TlsStream;
 
 use super::core::Core;
-use super::tls::{self, Tls};
+use super::tls::{self, TlsConfig};
+
+type Stream = TlsStream<TcpStream>;
 use crate::proto::cxtp::{self, Peer, PeerConfig, Role};
 use crate::types::transfer::Signal;
 use crate::types::{AnchorId, Instant};
@@ -183,10 +186,16 @@ impl Core {
 }
 
 /// Keeps a link up from the dialling end, for ever.
-pub async fn run_dialer(core: Rc<Core>, tls: Rc<Tls>, peer: AnchorId, addr: SocketAddr, name: String) {
+pub async fn run_dialer(
+    core: Rc<Core>,
+    tls: Rc<TlsConfig>,
+    peer: AnchorId,
+    addr: SocketAddr,
+    index: usize,
+) {
     let mut pause = DIAL_PAUSE;
     loop {
-        match tls.connect(addr, &name).await {
+        match tls::connect(&tls, addr, index).await {
             Ok(stream) => {
                 pause = DIAL_PAUSE;
                 serve(&core, peer, stream).await;
@@ -204,7 +213,12 @@ pub async fn run_dialer(core: Rc<Core>, tls: Rc<Tls>, peer: AnchorId, addr: Sock
 }
 
 /// Accepts the streams of peers for ever. `names[i]` is the anchor of the `i`th configured peer.
-pub async fn run_listener(core: Rc<Core>, tls: Rc<Tls>, listener: TcpListener, peers: Rc<Vec<AnchorId>>) {
+pub async fn run_listener(
+    core: Rc<Core>,
+    tls: Rc<TlsConfig>,
+    listener: TcpListener,
+    peers: Rc<Vec<AnchorId>>,
+) {
     loop {
         let (stream, remote) = match listener.accept().await {
             Ok(accepted) => accepted,
@@ -226,26 +240,26 @@ pub async fn run_listener(core: Rc<Core>, tls: Rc<Tls>, listener: TcpListener, p
 
 async fn accept(
     core: Rc<Core>,
-    tls: Rc<Tls>,
+    tls: Rc<TlsConfig>,
     stream: TcpStream,
     remote: SocketAddr,
     peers: Rc<Vec<AnchorId>>,
 ) {
-    match tls.accept(stream).await {
+    match tls::accept(&tls, stream).await {
         Ok((index, stream)) => {
             if let Some(&peer) = peers.get(index) {
                 serve(&core, peer, stream).await;
             }
         }
         Err(error) => {
-            core.metrics.auth_failed("cxtp");
+            core.metrics.ctx.auth_failures.inc();
             tracing::warn!(%remote, %error, "a context transfer link is refused");
         }
     }
 }
 
 /// One stream, until it ends.
-async fn serve(core: &Rc<Core>, peer: AnchorId, stream: tls::Stream) {
+async fn serve(core: &Rc<Core>, peer: AnchorId, stream: Stream) {
     let now = core.now();
     let Some((number, wake)) = core.state.borrow_mut().links.connected(peer, now) else { return };
     core.carry_links();
@@ -276,11 +290,13 @@ async fn run_writer(
     peer: AnchorId,
     number: u64,
     wake: Rc<Notify>,
-    mut writer: tokio::io::WriteHalf<tls::Stream>,
+    mut writer: tokio::io::WriteHalf<Stream>,
 ) {
     loop {
         let now = core.now();
-        let Some(octets) = core.state.borrow_mut().links.transmit(peer, number, now) else { return };
+        let Some(octets) = core.state.borrow_mut().links.transmit(peer, number, now) else {
+            return;
+        };
         if octets.is_empty() {
             wake.notified().await;
             continue;

@@ -50,14 +50,10 @@ fn view(event: &Event, own: crate::types::AnchorId) -> Option<View> {
     };
     Some(match event.phase {
         Phase::Bound => match event.peer {
-            Some(from) if from != own => View::Moved { mn: mn(), prefix, from, to: own, generation },
-            Some(_) | None => View::Attached {
-                mn: mn(),
-                prefix,
-                anchor,
-                generation,
-                by: by?,
-            },
+            Some(from) if from != own => {
+                View::Moved { mn: mn(), prefix, from, to: own, generation }
+            }
+            Some(_) | None => View::Attached { mn: mn(), prefix, anchor, generation, by: by? },
         },
         Phase::Transferred => {
             View::Moved { mn: mn(), prefix, from: own, to: event.peer?, generation }

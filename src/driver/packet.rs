@@ -394,3 +394,119 @@ fn tree6(hosts: &[u128], out: &mut Program) {
     out.extend(below);
     tree6(right, out);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixDatagram;
+
+    /// Runs a program in the kernel, on a pair of Unix sockets, which needs no privileges. (The
+    /// packet type is "to this host" there, as for what a host sends to its gateway.)
+    struct Filtered {
+        sender: UnixDatagram,
+        receiver: UnixDatagram,
+    }
+
+    impl Filtered {
+        fn new(program: &[libc::sock_filter]) -> Self {
+            let (sender, receiver) = UnixDatagram::pair().unwrap();
+            attach_filter(receiver.as_raw_fd(), program).unwrap();
+            receiver.set_nonblocking(true).unwrap();
+            Self { sender, receiver }
+        }
+
+        fn passes(&self, frame: &[u8]) -> bool {
+            self.sender.send(frame).unwrap();
+            self.receiver.recv(&mut [0; 2048]).is_ok()
+        }
+    }
+
+    fn data(source: &str) -> Vec<u8> {
+        let mut frame = vec![0; 74];
+        match Prefix::host(source.parse().unwrap()) {
+            Prefix::V4 { addr, .. } => {
+                frame[12..15].copy_from_slice(&[0x08, 0x00, 0x45]);
+                frame[26..30].copy_from_slice(&addr.to_be_bytes());
+            }
+            Prefix::V6 { addr, .. } => {
+                frame[12..15].copy_from_slice(&[0x86, 0xdd, 0x60]);
+                frame[20] = 17;
+                frame[22..38].copy_from_slice(&addr.to_be_bytes());
+            }
+        }
+        frame
+    }
+
+    fn icmp6(source: &str, kind: u8) -> Vec<u8> {
+        let mut frame = data(source);
+        (frame[20], frame[54]) = (58, kind);
+        frame
+    }
+
+    fn prefixes(list: &[&str]) -> Vec<Prefix> {
+        list.iter().map(|text| text.parse().unwrap()).collect()
+    }
+
+    #[test]
+    fn discovery_always_passes_and_attached_sources_do_not() {
+        let attached = prefixes(&["10.1.0.7", "10.2.0.0/24", "2001:db8:1::7", "2001:db8:2:5::/64"]);
+        let filter = Filtered::new(&program(&attached));
+        let mut arp = vec![0; 42];
+        arp[12..14].copy_from_slice(&[0x08, 0x06]);
+        assert!(filter.passes(&arp));
+        for kind in 133..=136 {
+            assert!(filter.passes(&icmp6("2001:db8:1::7", kind)), "{kind}");
+        }
+        for source in ["10.1.0.8", "10.2.1.1", "2001:db8:1::8", "2001:db8:2:6::1", "11.1.0.7"] {
+            assert!(filter.passes(&data(source)), "{source}");
+        }
+        for source in ["10.1.0.7", "10.2.0.99", "2001:db8:1::7", "2001:db8:2:5::1"] {
+            assert!(!filter.passes(&data(source)), "{source}");
+        }
+        for source in ["0.0.0.0", "::", "fe80::1"] {
+            assert!(!filter.passes(&data(source)), "{source} is nobody's mobile address");
+        }
+        for kind in [128, 132, 137, 143] {
+            assert!(!filter.passes(&icmp6("2001:db8:1::7", kind)), "{kind}");
+            assert!(filter.passes(&icmp6("2001:db8:1::8", kind)), "{kind}");
+        }
+        let mut other = data("10.1.0.8");
+        other[12..14].copy_from_slice(&[0x88, 0xcc]); // LLDP
+        assert!(!filter.passes(&other));
+    }
+
+    #[test]
+    fn full_programs_are_accepted_by_the_kernel_and_exact() {
+        let hosts4: Vec<Prefix> =
+            (0..1_000_u32).map(|n| Prefix::v4(0x0a01_0000 + n * 3, 32).unwrap()).collect();
+        let full4 = program(&hosts4);
+        assert!(full4.len() < 4_096, "{} instructions", full4.len());
+        // Groups with the same last word, and single ones.
+        let base = 0x2001_0db8_0001_0000_0000_0000_0000_0000_u128;
+        let hosts6: Vec<Prefix> = (0..LISTED_IPV6_MAX as u128)
+            .map(|n| Prefix::v6(base + ((n % 4) << 64) + (n / 4) * 7, 128).unwrap())
+            .collect();
+        let full6 = program(&hosts6);
+        assert!(full6.len() < 4_096, "{} instructions", full6.len());
+        for (program, hosts) in [(full4, hosts4), (full6, hosts6)] {
+            let filter = Filtered::new(&program);
+            for host in &hosts {
+                assert!(!filter.passes(&data(&host.addr().to_string())), "{host}");
+                let next = match *host {
+                    Prefix::V4 { addr, .. } => Prefix::v4(addr + 1, 32).unwrap(),
+                    Prefix::V6 { addr, .. } => Prefix::v6(addr + 1, 128).unwrap(),
+                };
+                assert!(filter.passes(&data(&next.addr().to_string())), "{next}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_sample_is_some_and_not_all() {
+        let filter = Filtered::new(&sampling_program());
+        let frame = data("10.1.0.7");
+        let passed = (0..8_192).filter(|_| filter.passes(&frame)).count();
+        assert!((5..=100).contains(&passed), "{passed} of 8192, expected about 32");
+        assert!(filter.passes(&icmp6("2001:db8::1", 135)));
+    }
+}

@@ -107,11 +107,7 @@ impl Core {
             prefixes: view
                 .prefixes
                 .iter()
-                .map(|p| ContextPrefix {
-                    prefix: p.prefix,
-                    home: p.home,
-                    lifetime_s: p.lifetime_s,
-                })
+                .map(|p| ContextPrefix { prefix: p.prefix, home: p.home, lifetime_s: p.lifetime_s })
                 .collect(),
             attributes: views::attributes_from(&view.attributes)?,
         };
@@ -172,9 +168,7 @@ fn ask(state: &State, request: Request, clock: &Clock, now: Instant) -> Answered
             }
             Ok(Reply::Session(found))
         }
-        Request::ContextGet(mn) => {
-            Ok(Reply::Context(views::context(&node.get_context(&mn, now)?)))
-        }
+        Request::ContextGet(mn) => Ok(Reply::Context(views::context(&node.get_context(&mn, now)?))),
         Request::Transfers => Ok(Reply::Transfers(views::transfers(state, now))),
         Request::FibRoutes(paging) => {
             let (items, next) = views::fib_routes(state, cursor(&paging)?, paging.limit);

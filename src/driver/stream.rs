@@ -113,12 +113,7 @@ impl Client {
     }
 }
 
-fn apply(
-    node: &mut Node,
-    op: Op,
-    now: Instant,
-    out: &mut Vec<Output>,
-) -> Result<(), RequestError> {
+fn apply(node: &mut Node, op: Op, now: Instant, out: &mut Vec<Output>) -> Result<(), RequestError> {
     match op {
         Op::Attach { mn, prefix, anchor, fe_e, lifetime } => {
             let anchor = anchor.unwrap_or(node.own());

@@ -248,6 +248,10 @@ mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     use super::*;
+    use crate::mctx::{self, Mctx, MctxConfig, Trust};
+    use crate::proto::cxtp::{self, PeerConfig, Role};
+    use crate::types::seam::{Context, ContextPrefix};
+    use crate::types::{AnchorId, Generation, Instant, MnId, Prefix};
 
     type Authority = CertifiedIssuer<'static, KeyPair>;
 
@@ -535,5 +539,117 @@ mod tests {
         assert!(error(&mismatch, &[B]).contains("cannot be used"), "{}", error(&mismatch, &[B]));
         assert!(error(&good, &["no name"]).contains("neither a DNS name nor an IP address"));
         assert!(error(&good, &[B, B]).contains("two peers"));
+    }
+
+    /// One end: link machine, context room and stream, wired as the driver wires them.
+    struct End {
+        own: AnchorId,
+        peer: cxtp::Peer,
+        mctx: Mctx,
+        stream: TlsStream<tokio::io::DuplexStream>,
+        /// What the hall would act on.
+        events: Vec<mctx::Output>,
+    }
+
+    impl End {
+        fn new(own: AnchorId, other: AnchorId, stream: TlsStream<tokio::io::DuplexStream>) -> Self {
+            let may_claim = vec!["10.0.0.0/8".parse().unwrap()];
+            let trust = vec![Trust { anchor: other, may_claim }];
+            let mut peer = cxtp::Peer::new(PeerConfig::new(own, Role::Anchor, other), 1);
+            peer.handle_connected(Instant::ZERO, &mut Vec::new());
+            let mctx = Mctx::new(MctxConfig::new(own, trust), 1);
+            Self { own, peer, mctx, stream, events: Vec::new() }
+        }
+
+        fn carry_out(&mut self, out: Vec<mctx::Output>) {
+            for output in out {
+                match output {
+                    mctx::Output::Send { signal, .. } => {
+                        self.peer.send(&signal, Instant::ZERO).unwrap();
+                    }
+                    other => self.events.push(other),
+                }
+            }
+        }
+
+        async fn write(&mut self) {
+            while let Some(octets) = self.peer.poll_transmit(Instant::ZERO) {
+                self.stream.write_all(&octets).await.unwrap();
+            }
+            self.stream.flush().await.unwrap();
+        }
+
+        async fn read(&mut self) {
+            let (mut buf, now, mut links) = ([0; 2048], Instant::ZERO, Vec::new());
+            let len = self.stream.read(&mut buf).await.unwrap();
+            assert!(len > 0, "{} lost its link", self.own);
+            self.peer.handle_octets(&buf[..len], now, &mut links);
+            for event in links {
+                let (other, mut out) = (self.peer.peer(), Vec::new());
+                match event {
+                    cxtp::Output::Up { role } => {
+                        self.mctx.handle_link_up(other, role.is_controller(), now, &mut out);
+                    }
+                    cxtp::Output::Signal(signal) => {
+                        self.mctx.handle_signal(other, signal, now, &mut out);
+                    }
+                    cxtp::Output::Down(reason) => panic!("{reason}"),
+                }
+                self.carry_out(out);
+            }
+        }
+    }
+
+    /// RFC 4067 §5.2 through everything: rooms, codec, machine and TLS.
+    #[test]
+    fn a_context_passes_between_two_anchors() {
+        run(async {
+            let ca = authority();
+            let client = node(&ca, &ca, &[A], &[B]);
+            let server = node(&ca, &ca, &[B], &[A]);
+            let (connected, accepted) = meet(&client, &server).await;
+            let (a, b) = (AnchorId(1), AnchorId(2));
+            let mut pma = End::new(a, b, connected.unwrap());
+            let mut nma = End::new(b, a, accepted.unwrap().1);
+            assert!(pma.peer.is_dialer() && !nma.peer.is_dialer());
+            pma.write().await;
+            nma.read().await;
+            nma.write().await;
+            pma.read().await;
+
+            let (mn, prefix) = (MnId::new("mn1").unwrap(), Prefix::v4(0x0a00_0001, 32).unwrap());
+            let (now, none, mut out) = (Instant::ZERO, Generation::NONE, Vec::new());
+            nma.mctx.handle_attached(&mn, prefix, &[a], none, now, &mut out);
+            nma.carry_out(out);
+            nma.write().await;
+            pma.read().await;
+            let Some(mctx::Output::ExportWanted { prefix, to, sequence }) = pma.events.pop() else {
+                panic!("{:?}", pma.events);
+            };
+            let context = Context {
+                mn: mn.clone(),
+                generation: Generation(3),
+                anchor: a,
+                prefixes: vec![ContextPrefix { prefix, home: Some(a), lifetime_s: Some(60) }],
+                attributes: vec![(1, vec![2, 3])],
+            };
+            let mut out = Vec::new();
+            pma.mctx.reply_context(prefix, to, sequence, Ok(context.clone()), now, &mut out);
+            pma.carry_out(out);
+            pma.write().await;
+            nma.read().await;
+            let Some(mctx::Output::Imported { result: Ok(imported), .. }) = nma.events.pop() else {
+                panic!("{:?}", nma.events);
+            };
+            assert_eq!(imported.context, context);
+            let mut out = Vec::new();
+            nma.mctx.handle_installed(&mn, Ok(()), now, &mut out);
+            nma.carry_out(out);
+            nma.write().await;
+            pma.read().await;
+            let (prefixes, generation) = (vec![prefix], Generation(3));
+            let transferred = mctx::Output::Transferred { mn, prefixes, to: b, generation };
+            assert_eq!(pma.events, [transferred]);
+        });
     }
 }

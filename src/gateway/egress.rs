@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::types::seam::{Attachment, ForwardingChange, PolicyChange};
-use crate::types::{Prefix, Revision};
+use crate::types::{Family, Prefix, Revision};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Delivery {
@@ -56,6 +56,11 @@ impl Egress {
     pub fn deliveries(&self, after: Option<Prefix>) -> impl Iterator<Item = (Prefix, Delivery)> {
         let from = after.map_or(Unbounded, Excluded);
         self.deliveries.range((from, Unbounded)).map(|(&prefix, &delivery)| (prefix, delivery))
+    }
+
+    /// Deliveries of a family. Walks them: hosts of one anchor, asked for once a second.
+    pub fn len(&self, family: Family) -> usize {
+        self.deliveries.keys().filter(|p| p.family() == family).count()
     }
 
     pub fn find(&self, prefix: Prefix) -> Option<Delivery> {

@@ -7,7 +7,7 @@ use foldhash::fast::FixedState;
 use serde::{Deserialize, Serialize};
 
 use crate::types::seam::{Attachment, BindingChange, PolicyChange, Preference};
-use crate::types::{AnchorId, Binding, Generation, Instant, Locator, Prefix, Revision};
+use crate::types::{AnchorId, Binding, Family, Generation, Instant, Locator, Prefix, Revision};
 
 /// Whose bindings are announced, and to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -108,6 +108,8 @@ pub struct Iec {
     /// its stage takes its deadline along, so neither can outgrow the location database.
     preparing: BTreeSet<(Instant, Prefix)>,
     settling: BTreeSet<(Instant, Prefix)>,
+    /// By family, as [`Family::ALL`].
+    announced: [usize; 2],
 }
 
 impl Iec {
@@ -117,6 +119,7 @@ impl Iec {
             entries: HashMap::with_hasher(FixedState::with_seed(seed)),
             preparing: BTreeSet::new(),
             settling: BTreeSet::new(),
+            announced: [0; 2],
         }
     }
 
@@ -133,7 +136,12 @@ impl Iec {
         })
     }
 
-    /// What is announced for the prefix, if anything is.
+    /// How many prefixes of a family are announced.
+    pub fn announced(&self, family: Family) -> usize {
+        self.announced[family as usize]
+    }
+
+    /// Whether something of ours is announced for the prefix.
     pub fn is_announced(&self, prefix: Prefix) -> bool {
         self.entries.get(&prefix).is_some_and(|e| e.announced)
     }
@@ -201,6 +209,7 @@ impl Iec {
         self.forget_deadline(prefix);
         let Some(entry) = self.entries.remove(&prefix) else { return };
         if entry.announced {
+            self.announced[prefix.family() as usize] -= 1;
             out.push(Output::Policy(PolicyChange::Withdraw { prefix }));
         }
         if entry.delivered {
@@ -240,6 +249,7 @@ impl Iec {
         }
         let preference =
             if is_client { Preference::Settled } else { Preference::Claim(entry.generation) };
+        self.announced[prefix.family() as usize] += usize::from(!entry.announced);
         entry.announced = true;
         entry.stage = Stage::Settled;
         let delay = if entry.held_elsewhere {
@@ -338,6 +348,7 @@ impl Iec {
         if home {
             entry.stage = Stage::Home;
             entry.announced = false;
+            self.announced[prefix.family() as usize] -= 1;
             out.push(Output::Policy(PolicyChange::Withdraw { prefix }));
         } else {
             entry.stage = Stage::Settled;

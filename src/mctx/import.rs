@@ -72,6 +72,8 @@ pub enum NoContext {
     GenerationOld,
     #[error("too many transfers at a time")]
     TableFull,
+    #[error("another node was seen with the same address")]
+    Superseded,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -257,9 +259,9 @@ impl Mctx {
         }
         // Not under way (or of another node that had this address), or only hoping for a late
         // answer whose outcome nobody would hear of: the new attach is what counts.
-        let other = self.import_of.get(&prefix.addr()).cloned();
-        for old in [Some(mn.clone()), other].into_iter().flatten() {
-            self.end_import(&old, ImportEnd::Superseded, now, out);
+        self.end_import(mn, ImportEnd::Superseded, now, out);
+        if let Some(other) = self.import_of.get(&prefix.addr()).cloned() {
+            self.supersede(&other, now, out);
         }
         self.counters.imports_started += 1;
         if self.imports.len() >= IMPORTS_MAX {
@@ -297,6 +299,18 @@ impl Mctx {
             self.start_round(mn, import, now, out);
         }
         Attach::Started
+    }
+
+    /// Its address is another's now; if somebody waits for an outcome, this is it.
+    fn supersede(&mut self, mn: &MnId, now: Instant, out: &mut Vec<Output>) {
+        if let Some(import) = self.imports.get(mn)
+            && matches!(import.state, State::Asking { .. })
+            && !import.failed
+        {
+            let (mn, prefix, elapsed) = (mn.clone(), import.prefix, now - import.started);
+            out.push(Output::Imported { mn, prefix, result: Err(NoContext::Superseded), elapsed });
+        }
+        self.end_import(mn, ImportEnd::Superseded, now, out);
     }
 
     /// The hall has installed the imported context, or could not.

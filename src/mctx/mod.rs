@@ -10,8 +10,8 @@
 //! FE_MCTX, R_XX and R_XC. Deviation: §3.1 wants the nAR not to process the node's traffic until the
 //! transfer is complete; here that would only make the gap longer, so it is not done.
 //!
-//! Nothing is lost in silence: each attach ends in one [`Output::Imported`] at least, each export
-//! in [`Output::Transferred`] or [`Output::ExportEnded`].
+//! Nothing is lost in silence: each attach ends in one [`Output::Imported`] at least (unless the node
+//! leaves first), each export in [`Output::Transferred`] or [`Output::ExportEnded`].
 
 mod export;
 mod import;

@@ -67,12 +67,14 @@ pub struct ReporterView {
     pub synchronised: bool,
     pub unacknowledged_batches: usize,
     pub waiting_changes: usize,
+    /// Bindings that are gone, remembered until that is acknowledged.
+    pub unacknowledged_removals: usize,
 }
 
 /// The anchor's end, for all controllers.
 #[derive(Debug, Default)]
 pub(super) struct Reporter {
-    current: BTreeMap<Prefix, Binding>,
+    pub(super) current: BTreeMap<Prefix, Binding>,
     /// Those whose link is up; the others need no memory, they will get everything.
     controllers: BTreeMap<AnchorId, Controller>,
     last_epoch: u32,
@@ -122,6 +124,7 @@ impl Reporter {
             synchronised: state.sync == Sync::Done && !state.unacked.iter().any(|b| b.sync_end),
             unacknowledged_batches: state.unacked.len(),
             waiting_changes: state.dirty.len(),
+            unacknowledged_removals: state.gone.len(),
         };
         self.controllers.iter().map(view).collect()
     }

@@ -392,6 +392,7 @@ fn one_transfer_per_node_at_a_time() {
         nma.handle_attached(&mn(2), v4(1), &[C], Generation::NONE, at(2), &mut out);
         out
     };
+    assert_eq!(imported(&out), Some(&Err(NoContext::Superseded)));
     assert_eq!(sends(&out)[0], (A, Signal::Cancel { addr: v4(1).addr() }));
     assert_eq!(request(&out).0, C);
     assert_eq!(nma.active(), 1);
@@ -904,6 +905,7 @@ impl Sim {
                     NoContext::NotAuthorised => "not authorised",
                     NoContext::GenerationOld => "generation old",
                     NoContext::TableFull => "table full",
+                    NoContext::Superseded => "superseded",
                 };
                 *self.tally.bad.entry(label).or_default() += 1;
                 newest.0 + 1
@@ -1103,4 +1105,159 @@ fn simulation_restarts() {
         Weather { loss: 5, repeat: 5, delay_us: 5_000, restart: 30, flap: 20, bgp_late: 50 };
     let tally = season(3_000..4_500, weather);
     assert!(tally.good > 1000 && tally.bad.contains_key("unreachable"), "{tally:?}");
+}
+
+// R_XC under the same weather
+
+/// An anchor and a controller; the controller's hall does what a location database does.
+#[test]
+fn simulation_of_reports() {
+    for seed in 0..60 {
+        let mut random = Random(seed);
+        let (mut anchor, mut listener) = (mctx(A), controller());
+        let mut view: BTreeMap<Prefix, (Binding, bool)> = BTreeMap::new();
+        let mut flight: BTreeMap<(Instant, u64), (bool, Signal)> = BTreeMap::new();
+        let (mut up, mut sent, mut now) = (false, 0, at(0));
+        // Batches are taken in order only, so reordering (which TLS does not do) makes it slow.
+        let (loss, end) = (random.below(40), at(20_000));
+        let mut next_change = now;
+        while now < at(3_600_000) {
+            let delivery = flight.keys().next().map_or(Instant::FAR_FUTURE, |(at, _)| *at);
+            let change = if now < end { next_change } else { Instant::FAR_FUTURE };
+            let (mut from_anchor, mut from_listener) = (Vec::new(), Vec::new());
+            now = delivery.min(change).min(anchor.poll_timeout());
+            if now == Instant::FAR_FUTURE {
+                break;
+            }
+            if now == delivery {
+                let (_, (to_anchor, signal)) = flight.pop_first().unwrap();
+                match to_anchor {
+                    true => anchor.handle_signal(C, signal, now, &mut from_anchor),
+                    false => listener.handle_signal(A, signal, now, &mut from_listener),
+                }
+            } else if now == change {
+                for _ in 0..=random.below(300) {
+                    let n = random.below(255) as u8;
+                    let generation = random.below(1000) as u32;
+                    let present = random.percent(60).then(|| binding(n, generation));
+                    anchor.report(v4(n), present, now, &mut from_anchor);
+                }
+                // The last changes come after the last synchronisation.
+                if !up || (random.percent(10) && now < at(15_000)) {
+                    flight.clear();
+                    anchor.handle_link_down(C, now, &mut from_anchor);
+                    listener.handle_link_down(A, now, &mut from_listener);
+                    if random.percent(30) {
+                        (listener, view) = (controller(), BTreeMap::new());
+                    }
+                    up = true;
+                    from_anchor.clear();
+                    anchor.handle_link_up(C, true, now, &mut from_anchor);
+                    listener.handle_link_up(A, false, now, &mut from_listener);
+                }
+                next_change = now + Duration::from_micros(random.below(1_000_000));
+            } else {
+                anchor.handle_timeout(now, &mut from_anchor);
+            }
+            for output in &from_listener {
+                match output {
+                    Output::SyncStart { .. } => {
+                        view.values_mut().for_each(|(_, stale)| *stale = true)
+                    }
+                    Output::SyncEnd { .. } => view.retain(|_, (_, stale)| !*stale),
+                    Output::Reported { reports, .. } => {
+                        for Report { binding, present } in reports {
+                            match present {
+                                true => view.insert(binding.prefix, (binding.clone(), false)),
+                                false => view.remove(&binding.prefix),
+                            };
+                        }
+                    }
+                    _ => {}
+                }
+            }
+            for (to_anchor, out) in [(false, from_anchor), (true, from_listener)] {
+                for (_, signal) in sends(&out) {
+                    for _ in 0..1 + random.below(2) {
+                        if !random.percent(loss) {
+                            sent += 1;
+                            let delay = Duration::from_micros(100 + random.below(20_000));
+                            flight.insert((now + delay, sent), (to_anchor, signal.clone()));
+                        }
+                    }
+                }
+            }
+        }
+        assert!(now == Instant::FAR_FUTURE, "seed {seed}: it does not come to rest");
+        let told: BTreeMap<Prefix, Binding> =
+            view.into_iter().map(|(prefix, (binding, _))| (prefix, binding)).collect();
+        assert!(told == anchor.reporter.current, "seed {seed}: the controller's view is not true");
+        let expected = ReporterView {
+            controller: C,
+            synchronised: true,
+            unacknowledged_batches: 0,
+            waiting_changes: 0,
+            unacknowledged_removals: 0,
+        };
+        assert_eq!(anchor.reporters(), [expected], "seed {seed}");
+    }
+}
+
+/// Changed octets of every kind of signal, into a room with something in every table.
+#[test]
+fn garbage_changes_nothing_that_a_peer_may_not_change() {
+    let addr = v4(1).addr();
+    let reports = vec![Report { binding: binding(1, 1), present: true }];
+    let good = [
+        Signal::Request { prefix: v4(3), sequence: 5, insist: false },
+        transfer(1, 5, context(1, 4, A)),
+        predictive(2, 6, context(2, 4, A)),
+        refusal(1, 5, Refusal::Referral(C)),
+        Signal::Reply { addr, failed: vec![(Part::Attributes, TransferStatus::Incomplete)] },
+        Signal::Cancel { addr },
+        Signal::Reports(ReportBatch { epoch: 1, batch: 1, reports, sync_end: true }),
+        Signal::ReportAck { epoch: 1, batch: 1 },
+    ];
+    let mut taken = 0;
+    for good in good {
+        let mut octets = Vec::new();
+        signal_message(&good, at(0)).encode(&mut octets).unwrap();
+        let mut room = linked(B);
+        room.set_config(MctxConfig { is_controller: true, ..MctxConfig::new(B, trust_all()) });
+        room.handle_link_up(C, true, at(0), &mut Vec::new());
+        attach(&mut room, 1, &[A, C], 0);
+        room.move_to(context(3, 2, B), A, at(0), &mut Vec::new()).unwrap();
+        let mut ms = 0;
+        for at in 0..octets.len() {
+            for value in 0..=u8::MAX {
+                let mut changed = octets.clone();
+                changed[at] = value;
+                let message = next_message(&changed).ok().flatten();
+                let understood = message.and_then(|(m, _)| understand(m, Instant::ZERO).ok());
+                if let Some(Incoming::Signal(changed)) = understood {
+                    taken += 1;
+                    ms += 1;
+                    let out = signal(&mut room, A, changed, ms);
+                    assert!(out.len() < 20, "{out:?}");
+                    for output in out {
+                        if let Output::ExportWanted { prefix, to, sequence } = output {
+                            let (mut out, now) = (Vec::new(), self::at(ms));
+                            let why = Err(Refusal::Unknown);
+                            room.reply_context(prefix, to, sequence, why, now, &mut out);
+                        }
+                    }
+                }
+            }
+        }
+        assert!(room.active() < 2000, "{}", room.active());
+        for _ in 0..10_000 {
+            match room.poll_timeout() {
+                Instant::FAR_FUTURE => break,
+                now if now > self::at(ms + 100_000) => break, // only the controller's silence is left
+                now => room.handle_timeout(now, &mut Vec::new()),
+            }
+        }
+        assert_empty(&room);
+    }
+    assert!(taken > 10_000, "{taken}");
 }

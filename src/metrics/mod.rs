@@ -27,6 +27,7 @@ pub struct Metrics {
     pub mobility: MobilityMetrics,
     pub ctx: CtxMetrics,
     pub api: ApiMetrics,
+    pub store_errors: prometheus::IntCounter,
     pub drops: Per<DropReason, prometheus::IntCounter>,
     pub signalling_bytes: Per<Protocol, Per<Direction, prometheus::IntCounter>>,
     pub signalling_messages: Per<Protocol, Per<Direction, prometheus::IntCounter>>,
@@ -53,6 +54,10 @@ impl Metrics {
             mobility: MobilityMetrics::new(&make),
             ctx: CtxMetrics::new(&make, peers),
             api: ApiMetrics::new(&make),
+            store_errors: make.counter(
+                "killick_store_write_errors_total",
+                "Writes to the state directory that failed; what they held waits in memory",
+            ),
             drops: make.counters("killick_drops_total", "Input that was thrown away, by reason"),
             signalling_bytes: make.counters2(
                 "killick_signalling_bytes_total",

@@ -19,7 +19,7 @@ use super::timeline::Phase;
 use crate::iec::{Evidence, Scope};
 use crate::proto::bgp::rib::{ChangeReader, PeerId};
 use crate::proto::bgp::session::{ConnId, Transport};
-use crate::proto::bgp::speaker::{self, Speaker};
+use crate::proto::bgp::speaker::{self, NeighborConfig, NeighborError, Speaker};
 use crate::types::seam::{Attachment, ForwardingChange, Preference};
 use crate::types::{AnchorId, Binding, Claim, Instant, Locator, Prefix};
 use crate::wire::bgp::{Attributes, NextHop};
@@ -229,6 +229,11 @@ impl Node {
         self.recovering = Some((now + self.config.recover_max, waiting));
     }
 
+    /// True until the peers' tables are here, or have had their time.
+    pub fn is_restarting(&self) -> bool {
+        self.is_recovering() || self.speaker.as_ref().is_some_and(Speaker::is_deferring)
+    }
+
     /// True until what the store had has been compared with what the peers say.
     pub fn is_recovering(&self) -> bool {
         self.recovering.is_some()
@@ -328,6 +333,17 @@ impl Node {
     }
 
     // ---- sessions -------------------------------------------------------------------------
+
+    /// Configures a neighbour, and starts its session.
+    pub fn add_neighbor(
+        &mut self,
+        config: NeighborConfig,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) -> Result<PeerId, NeighborError> {
+        self.with_speaker(now, out, |speaker, said| speaker.add_neighbor(config, now, said))
+            .unwrap_or(Err(NeighborError::Unknown))
+    }
 
     /// Octets of a connection.
     pub fn handle_bgp_octets(

@@ -583,8 +583,10 @@ impl Node {
         if result.is_err() {
             self.counters.delivery_errors += 1;
         }
-        let detail = if result.is_ok() { "" } else { "the kernel refused" };
-        self.record(now, None, prefix, Phase::Delivering, None, detail);
+        if self.egress.find(prefix).is_some() {
+            let detail = if result.is_ok() { "" } else { "the kernel refused" };
+            self.record(now, None, prefix, Phase::Delivering, None, detail);
+        }
         if let Some(&Underway { since, mode, .. }) = self.underway.get(&prefix) {
             self.observe(HandoverPhase::Delivery, mode, now - since, out);
         }

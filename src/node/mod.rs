@@ -21,5 +21,5 @@ pub use bgp::LARGE_COMMUNITY_ANCHOR;
 pub use bgp::LARGE_COMMUNITY_GENERATION;
 pub use config::{Aggregate, NodeConfig};
 pub use flow::Node;
-pub use output::{Counters, Observation, Output, Record};
+pub use output::{Counters, HandoverPhase, Mode, Observation, Output, Record};
 pub use requests::{RequestError, SessionState};

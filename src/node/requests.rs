@@ -387,4 +387,33 @@ impl Node {
             self.let_go(prefix, claim, now, out);
         }
     }
+
+    // ---- for listings ---------------------------------------------------------------------
+
+    /// `distributed`, `controller`, `client` or `none`.
+    pub fn mode_word(&self) -> &'static str {
+        match self.config.scope {
+            Some(Scope::Distributed { .. }) => "distributed",
+            Some(Scope::Controller) => "controller",
+            Some(Scope::Client { .. }) => "client",
+            None => "none",
+        }
+    }
+
+    pub fn has_mobility(&self) -> bool {
+        self.config.scope.is_some()
+    }
+
+    pub fn local_as(&self) -> u32 {
+        self.config.local_as
+    }
+
+    pub fn is_controller(&self, anchor: AnchorId) -> bool {
+        self.config.controllers.contains(&anchor)
+    }
+
+    /// Attaches that wait for a context, and bindings that are not announced yet.
+    pub fn handovers_in_progress(&self) -> usize {
+        self.waiting.len() + self.underway.len()
+    }
 }

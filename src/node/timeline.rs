@@ -60,6 +60,36 @@ pub enum Phase {
     Refused,
 }
 
+impl Phase {
+    /// The word of logs and JSON.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Sighted => "sighted",
+            Self::MoveAnnounced => "move_announced",
+            Self::ContextRequested => "context_requested",
+            Self::ContextSent => "context_sent",
+            Self::ContextReceived => "context_received",
+            Self::ContextAbsent => "context_absent",
+            Self::Bound => "bound",
+            Self::Delivering => "delivering",
+            Self::DeliveryUnconfirmed => "delivery_unconfirmed",
+            Self::Announced => "announced",
+            Self::AtHome => "at_home",
+            Self::ConfirmSent => "confirm_sent",
+            Self::Transferred => "transferred",
+            Self::NewerClaim => "newer_claim",
+            Self::Reasserted => "reasserted",
+            Self::Tie => "tie",
+            Self::Withdrawn => "withdrawn",
+            Self::Released => "released",
+            Self::Settled => "settled",
+            Self::Left => "left",
+            Self::Restored => "restored",
+            Self::Refused => "refused",
+        }
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     pub at: Instant,

@@ -20,6 +20,7 @@ mod traffic;
 
 mod core;
 mod instruments;
+mod interrupted;
 mod relocation;
 mod stage;
 mod topologies;

@@ -8,6 +8,7 @@ use super::super::file::{File, MobilitySection, Mode, Role};
 use super::{Called, Checker, find_anchor};
 use crate::types::{Family, Locator, Prefix, limits};
 
+const MINUTE: Duration = Duration::from_secs(60);
 const DELAY_MAX: Duration = Duration::from_secs(600);
 
 impl Checker<'_, '_> {
@@ -29,12 +30,21 @@ impl Checker<'_, '_> {
             self.mode(file, mode);
             self.fe_e(section, mode);
         }
-        for (key, value) in
-            [("settle-delay", section.settle_delay), ("detach-grace", section.detach_grace)]
-        {
+        for (key, value) in [
+            ("settle-delay", section.settle_delay),
+            ("settle-unconfirmed", section.settle_unconfirmed),
+            ("prepare-max", section.prepare_max),
+            ("detach-grace", section.detach_grace),
+        ] {
             if value.is_some_and(|p| p.0 > DELAY_MAX) {
                 self.error(&format!("mobility.{key}"), "must be at most \"10m\"");
             }
+        }
+        let settle_delay = section.settle_delay.map_or(Duration::from_secs(2), |p| p.0);
+        let settle_unconfirmed =
+            section.settle_unconfirmed.map_or(settle_delay.max(4 * MINUTE), |p| p.0);
+        if settle_unconfirmed < settle_delay {
+            self.error("mobility.settle-unconfirmed", "must not be shorter than `settle-delay`");
         }
         if section.lifetime.is_some_and(|p| p.0 < Duration::from_secs(1)) {
             self.error("mobility.lifetime", "must be at least \"1s\"");
@@ -59,7 +69,9 @@ impl Checker<'_, '_> {
         Some(Some(Mobility {
             mode: mode?,
             fe_e: section.fe_e.unwrap_or_default(),
-            settle_delay: section.settle_delay.map_or(Duration::from_secs(2), |p| p.0),
+            settle_delay,
+            settle_unconfirmed,
+            prepare_max: section.prepare_max.map_or(Duration::from_millis(200), |p| p.0),
             detach_grace: section.detach_grace.map_or(Duration::from_secs(1), |p| p.0),
             no_export: section.no_export.unwrap_or(true),
             lifetime: section.lifetime.map(|p| p.0),

@@ -70,10 +70,10 @@ impl Checker<'_, '_> {
                 self.required(&section.address, &table, "address").map(Some)
             }
         };
-        if let Some(Some(address)) = address {
-            if address.is_unspecified() || address.is_multicast() {
-                self.error(&key("address"), format!("{address} is not the address of a peer"));
-            }
+        if let Some(Some(address)) = address
+            && (address.is_unspecified() || address.is_multicast())
+        {
+            self.error(&key("address"), format!("{address} is not the address of a peer"));
         }
         if section.port == Some(0) {
             self.error(&key("port"), "port 0 cannot be connected to");

@@ -5,11 +5,14 @@ use std::net::IpAddr;
 use std::os::fd::{AsRawFd, RawFd};
 
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_packet_route::neighbour::{NeighbourAddress, NeighbourAttribute, NeighbourState};
+use netlink_packet_route::neighbour::{
+    NeighbourAddress, NeighbourAttribute, NeighbourMessage, NeighbourState,
+};
 use netlink_sys::{Socket, SocketAddr};
 
 use super::link::LinkState;
 use super::socket::{open_socket, parse, split};
+use crate::types::MacAddr;
 use crate::types::seam::IfIndex;
 
 const RTNLGRP_LINK: u32 = 1;
@@ -29,6 +32,12 @@ pub enum Notice {
     NeighborFailed {
         link: IfIndex,
         ip: IpAddr,
+    },
+    /// The kernel has learned this link-layer address, by itself or from an operator.
+    NeighborLearned {
+        link: IfIndex,
+        ip: IpAddr,
+        mac: MacAddr,
     },
     /// Routes of others changed: next hops may resolve otherwise.
     RoutesChanged,
@@ -109,17 +118,7 @@ fn notice(message: &RouteNetlinkMessage, protocol: u8, routes: &mut Routes, out:
         RouteNetlinkMessage::DelLink(link) => {
             out.push(Notice::LinkGone(IfIndex(link.header.index)));
         }
-        RouteNetlinkMessage::NewNeighbour(neighbor)
-            if neighbor.header.state == NeighbourState::Failed =>
-        {
-            let ip = neighbor.attributes.iter().find_map(|attribute| match attribute {
-                NeighbourAttribute::Destination(NeighbourAddress::Inet(ip)) => Some((*ip).into()),
-                NeighbourAttribute::Destination(NeighbourAddress::Inet6(ip)) => Some((*ip).into()),
-                _ => None,
-            });
-            let link = IfIndex(neighbor.header.ifindex);
-            out.extend(ip.map(|ip| Notice::NeighborFailed { link, ip }));
-        }
+        RouteNetlinkMessage::NewNeighbour(neighbor) => out.extend(neighbor_notice(neighbor)),
         RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
             if u8::from(route.header.protocol) == protocol {
                 routes.ours = true;
@@ -127,8 +126,27 @@ fn notice(message: &RouteNetlinkMessage, protocol: u8, routes: &mut Routes, out:
                 routes.others = true;
             }
         }
-        _ => {} // other neighbour states
+        _ => {} // of groups that were not asked for
     }
+}
+
+fn neighbor_notice(neighbor: &NeighbourMessage) -> Option<Notice> {
+    let (mut ip, mut mac) = (None, None);
+    for attribute in &neighbor.attributes {
+        match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => ip = Some((*v4).into()),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => ip = Some((*v6).into()),
+            NeighbourAttribute::LinkLayerAddress(octets) => {
+                mac = <[u8; 6]>::try_from(octets.as_slice()).ok().map(MacAddr);
+            }
+            _ => {} // of no interest
+        }
+    }
+    let (link, ip) = (IfIndex(neighbor.header.ifindex), ip?);
+    if neighbor.header.state == NeighbourState::Failed {
+        return Some(Notice::NeighborFailed { link, ip });
+    }
+    mac.map(|mac| Notice::NeighborLearned { link, ip, mac })
 }
 
 /// A classic BPF program over the netlink header: drop route messages that carry our port number.

@@ -2,7 +2,8 @@
 //!
 //! Prefix lists only: a daemon that announces host routes needs to say which pools they may come
 //! from, not a language. RFC 8212: without a policy, nothing is accepted from an external peer and
-//! nothing is sent to it; whoever builds the policies decides that, [`PrefixFilter::None`] is the default.
+//! nothing is sent to it; whoever builds the policies decides that, [`PrefixFilter::None`] is the
+//! default.
 
 use crate::types::{Family, Prefix};
 

@@ -184,6 +184,7 @@ pub struct Peer {
     queue_moved_at: Instant,
     link_rate: RateLimit,
     node_rates: BTreeMap<IpAddr, RateLimit>,
+    pruned_at: Instant,
     random: u64,
     counters: Counters,
 }
@@ -200,6 +201,7 @@ impl Peer {
             queue_octets: 0,
             queue_moved_at: Instant::ZERO,
             node_rates: BTreeMap::new(),
+            pruned_at: Instant::ZERO,
             random: seed,
             counters: Counters::default(),
         }
@@ -321,7 +323,11 @@ impl Peer {
         }
         let addr = prefix.addr();
         if self.node_rates.len() >= WATCHED_NODES_MAX && !self.node_rates.contains_key(&addr) {
-            self.node_rates.retain(|_, rate| rate.is_fresh(now));
+            // Not at each request of a flood.
+            if now - self.pruned_at >= RATE_WINDOW {
+                self.pruned_at = now;
+                self.node_rates.retain(|_, rate| rate.is_fresh(now));
+            }
             if self.node_rates.len() >= WATCHED_NODES_MAX {
                 self.counters.requests_unwatched += 1;
                 return true;
@@ -644,6 +650,10 @@ mod tests {
         assert_eq!(carry(&mut a, &mut b, at(1)).len(), 6000);
         assert_eq!(b.node_rates.len(), WATCHED_NODES_MAX);
         assert_eq!(b.counters().requests_unwatched, 6000 - WATCHED_NODES_MAX as u64);
+        // Those that have been quiet make room.
+        a.send(&request(9000), at(5_000)).unwrap();
+        assert_eq!(carry(&mut a, &mut b, at(5_000)).len(), 1);
+        assert_eq!(b.node_rates.len(), 1);
     }
 
     #[test]
@@ -669,5 +679,43 @@ mod tests {
         let first = a.poll_transmit(at(2)).unwrap();
         assert_eq!(Message::decode(&first).unwrap().name(), "CTD", "the hello, not the old queue");
         assert_eq!(a.poll_transmit(at(2)), None);
+    }
+
+    /// Each octet of a stream changed to each value: the link stays up with a counter moved, or
+    /// goes down with a reason; what it buffers stays within a message.
+    #[test]
+    fn every_single_octet_change_of_a_stream() {
+        let (mut a, mut out) = (peer(A, B), Vec::new());
+        a.handle_connected(at(0), &mut out);
+        let mut hello = Vec::new();
+        translate::hello_message(B, Role::Anchor).encode(&mut hello).unwrap();
+        a.handle_octets(&hello, at(0), &mut out);
+        let mut stream = a.poll_transmit(at(0)).unwrap();
+        for signal in [
+            request(7),
+            Signal::Cancel { addr: "10.0.0.7".parse().unwrap() },
+            Signal::Reply { addr: "2001:db8::7".parse().unwrap(), failed: vec![] },
+            Signal::ReportAck { epoch: 1, batch: 2 },
+        ] {
+            a.send(&signal, at(0)).unwrap();
+            stream.extend(a.poll_transmit(at(0)).unwrap());
+        }
+        let (mut downs, mut skipped, mut good) = (0, 0, 0);
+        for index in 0..stream.len() {
+            for value in 0..=u8::MAX {
+                let mut changed = stream.clone();
+                changed[index] = value;
+                let (mut b, mut out) = (peer(B, A), Vec::new());
+                b.handle_connected(at(0), &mut out);
+                b.handle_octets(&changed, at(1), &mut out);
+                assert!(b.input.len() <= stream.len() && out.len() <= 6);
+                match out.last() {
+                    Some(Output::Down(_)) => downs += 1,
+                    _ if b.counters().malformed + b.counters().foreign > 0 => skipped += 1,
+                    _ => good += 1,
+                }
+            }
+        }
+        assert!(downs > 1000 && skipped > 1000 && good > 1000, "{downs} {skipped} {good}");
     }
 }

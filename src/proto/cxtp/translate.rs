@@ -393,7 +393,7 @@ mod tests {
             elapsed_ms: 5,
             predictive: false,
             context: Some(context()),
-            attributes: AttributesPart::Whole(vec![(7, vec![1; 5000])]),
+            attributes: AttributesPart::Whole(vec![(7, vec![1; 2100])]),
         }
     }
 

@@ -561,3 +561,297 @@ fn is_node(ip: IpAddr) -> bool {
         IpAddr::V6(ip) => !(ip.is_unspecified() || ip.is_loopback() || ip.is_multicast()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::wire::nd::{Checksum, RouterSolicitation, link_local, solicited_node};
+
+    const LINK: IfIndex = IfIndex(4);
+    const MAC: MacAddr = MacAddr([2, 0, 0x5e, 0, 1, 1]);
+    const HOST: MacAddr = MacAddr([2, 0, 0, 0, 0, 7]);
+
+    fn ip(text: &str) -> IpAddr {
+        text.parse().unwrap()
+    }
+
+    fn v6(text: &str) -> Ipv6Addr {
+        text.parse().unwrap()
+    }
+
+    fn config() -> LinkConfig {
+        LinkConfig {
+            link: LINK,
+            mac: MAC,
+            link_local: link_local(MAC),
+            gateways: vec![ip("10.1.0.1"), ip("2001:db8:1::1")],
+            kernel_answers: true,
+            pools: vec!["10.1.0.0/24".parse().unwrap(), "2001:db8:1::/64".parse().unwrap()],
+            advertise: None,
+        }
+    }
+
+    /// A frame from the host; what was sighted, and what was answered.
+    fn hear(
+        router: &mut Router,
+        payload: Payload,
+        holder: Holder,
+    ) -> (Vec<(String, Sighting)>, Vec<Frame>) {
+        hear_at(router, payload, holder, Instant::ZERO)
+    }
+
+    fn hear_at(
+        router: &mut Router,
+        payload: Payload,
+        holder: Holder,
+        now: Instant,
+    ) -> (Vec<(String, Sighting)>, Vec<Frame>) {
+        let frame = Frame { destination: BROADCAST, source: HOST, payload };
+        let mut out = Vec::new();
+        router.handle_frame(&frame, |_, _| holder, now, &mut out);
+        split(out)
+    }
+
+    fn split(out: Vec<Output>) -> (Vec<(String, Sighting)>, Vec<Frame>) {
+        let (mut sighted, mut sent) = (Vec::new(), Vec::new());
+        for output in out {
+            match output {
+                Output::Sighted(s) => sighted.push((s.ip.to_string(), s.by)),
+                Output::Send { frame, .. } => {
+                    sent.push(Frame::decode(&frame, Checksum::Verify).expect("we send valid ones"));
+                }
+            }
+        }
+        (sighted, sent)
+    }
+
+    fn arp(sender: [u8; 4], target: [u8; 4]) -> Payload {
+        Payload::Arp(Arp {
+            operation: ArpOperation::Request,
+            sender_mac: HOST,
+            sender_ip: sender.into(),
+            target_mac: MacAddr::default(),
+            target_ip: target.into(),
+        })
+    }
+
+    fn solicitation(source: &str, target: &str) -> Payload {
+        Payload::Nd {
+            source: v6(source),
+            destination: solicited_node(v6(target)),
+            message: Icmp6::NeighborSolicitation(NeighborSolicitation {
+                target: v6(target),
+                options: vec![],
+            }),
+        }
+    }
+
+    /// One row: what is asked, who has it, is it answered, what is sighted.
+    #[test]
+    fn who_is_answered_and_who_is_sighted() {
+        use Holder::{Asker, Elsewhere, Nobody, ThisLink};
+        const H: [u8; 4] = [10, 1, 0, 7];
+        const OTHER: [u8; 4] = [10, 1, 0, 9];
+        const NONE: [u8; 4] = [0; 4];
+        let (host6, other6) = ("2001:db8:1::7", "2001:db8:1::9");
+        let rows: &[(&str, Payload, Holder, bool, &str)] = &[
+            ("a node elsewhere", arp(H, OTHER), Elsewhere, true, "10.1.0.7"),
+            ("a free address of the pool", arp(H, OTHER), Nobody, true, "10.1.0.7"),
+            ("a neighbour", arp(H, OTHER), ThisLink, false, "10.1.0.7"),
+            ("the asker itself", arp(H, OTHER), Asker, false, "10.1.0.7"),
+            ("outside the pools", arp(H, [10, 9, 0, 1]), Nobody, false, "10.1.0.7"),
+            ("the gateway: the kernel does it", arp(H, [10, 1, 0, 1]), Nobody, false, "10.1.0.7"),
+            ("announcement", arp(H, H), Asker, false, "10.1.0.7"),
+            ("probe of the own address", arp(NONE, H), Asker, false, "10.1.0.7"),
+            ("probe of a free address", arp(NONE, H), Nobody, false, "10.1.0.7"),
+            ("probe of another's address", arp(NONE, OTHER), Elsewhere, true, ""),
+            ("probe of a neighbour's", arp(NONE, OTHER), ThisLink, false, "10.1.0.9"),
+            ("NS, elsewhere", solicitation(host6, other6), Elsewhere, true, host6),
+            ("NS, neighbour", solicitation(host6, other6), ThisLink, false, host6),
+            ("NS, own", solicitation(host6, host6), Asker, false, host6),
+            ("NS, gateway", solicitation(host6, "2001:db8:1::1"), Nobody, false, host6),
+            ("DAD, own", solicitation("::", host6), Asker, false, host6),
+            ("DAD, free", solicitation("::", host6), Nobody, false, host6),
+            ("DAD, another's", solicitation("::", other6), Elsewhere, true, ""),
+        ];
+        for (what, payload, holder, answered, expected) in rows {
+            let mut router = Router::new(config(), 1, Instant::ZERO);
+            let (sighted, sent) = hear(&mut router, payload.clone(), *holder);
+            assert_eq!(sent.len(), usize::from(*answered), "{what}: {sent:?}");
+            let sighted: Vec<&str> = sighted.iter().map(|(ip, _)| ip.as_str()).collect();
+            let expected: Vec<&str> =
+                Some(*expected).filter(|e| !e.is_empty()).into_iter().collect();
+            assert_eq!(sighted, expected, "{what}");
+        }
+    }
+
+    #[test]
+    fn without_the_kernel_the_router_answers_for_the_gateway() {
+        let config = LinkConfig { kernel_answers: false, ..config() };
+        let mut router = Router::new(config, 1, Instant::ZERO);
+        let (_, sent) = hear(&mut router, arp([10, 1, 0, 7], [10, 1, 0, 1]), Holder::Nobody);
+        let Payload::Arp(reply) = &sent[0].payload else { panic!("{sent:?}") };
+        assert_eq!((reply.operation, reply.sender_mac), (ArpOperation::Reply, MAC));
+        assert_eq!((sent[0].destination, reply.target_mac), (HOST, HOST));
+    }
+
+    /// RFC 4861 §7.2.4, §7.2.8; RFC 4862 §5.4.4: to the asker, solicited; to all, when nobody may
+    /// be named.
+    #[test]
+    fn advertisements_for_others_do_not_override() {
+        let mut router = Router::new(config(), 1, Instant::ZERO);
+        for (source, to, solicited) in
+            [("2001:db8:1::7", v6("2001:db8:1::7"), true), ("::", ALL_NODES, false)]
+        {
+            let asked = solicitation(source, "2001:db8:1::9");
+            let (_, sent) = hear(&mut router, asked, Holder::Elsewhere);
+            let Payload::Nd { destination, message, .. } = &sent[0].payload else { panic!() };
+            let Icmp6::NeighborAdvertisement(na) = message else { panic!("{message:?}") };
+            assert_eq!((*destination, na.solicited), (to, solicited));
+            assert!(!na.override_ && !na.router);
+            assert_eq!(na.options, [NdOption::TargetLinkLayer(MAC)]);
+        }
+    }
+
+    #[test]
+    fn forged_senders_are_counted_and_not_believed() {
+        let mut router = Router::new(config(), 1, Instant::ZERO);
+        let mut other = arp([10, 1, 0, 7], [10, 1, 0, 9]);
+        if let Payload::Arp(arp) = &mut other {
+            arp.sender_mac = MacAddr([2, 0, 0, 0, 0, 8]);
+        }
+        let gateway = arp([10, 1, 0, 1], [10, 1, 0, 9]);
+        let gateway6 = solicitation("2001:db8:1::1", "2001:db8:1::9");
+        for payload in [other, gateway, gateway6] {
+            assert_eq!(hear(&mut router, payload, Holder::Elsewhere), (vec![], vec![]));
+        }
+        assert_eq!(router.counters().forged, 3);
+    }
+
+    #[test]
+    fn a_flood_of_one_sender_is_cut() {
+        let mut router = Router::new(config(), 1, Instant::ZERO);
+        for _ in 0..500 {
+            hear(&mut router, arp([10, 1, 0, 7], [10, 1, 0, 9]), Holder::Elsewhere);
+        }
+        let counters = router.counters();
+        assert_eq!(counters.arp_answered + counters.rate_limited, 500);
+        assert!(counters.arp_answered < 100, "{counters:?}");
+    }
+
+    fn advertising(solicited_delay_max: Duration) -> Router {
+        let advertise = Advertisement {
+            interval_max: Duration::from_secs(60),
+            solicited_delay_max,
+            ..Advertisement::default()
+        };
+        let config = LinkConfig { advertise: Some(advertise), ..config() };
+        Router::new(config, 7, Instant::ZERO)
+    }
+
+    /// When advertisements go out until `end`, and whether to all nodes.
+    fn run(router: &mut Router, end: Instant) -> Vec<(Instant, bool)> {
+        let mut times = Vec::new();
+        while router.poll_timeout() <= end {
+            let now = router.poll_timeout();
+            let mut out = Vec::new();
+            router.handle_timeout(now, &mut out);
+            for frame in split(out).1 {
+                times.push((now, frame.destination == multicast_mac(ALL_NODES)));
+            }
+        }
+        times
+    }
+
+    /// RFC 4861 §6.2.4: at most 16 s apart at first, then between a third of the maximum and it.
+    #[test]
+    fn periodic_advertisements_keep_their_intervals() {
+        let mut router = advertising(Duration::ZERO);
+        let times = run(&mut router, Instant::ZERO + Duration::from_secs(600));
+        assert!(times.iter().all(|(_, multicast)| *multicast));
+        let gaps: Vec<Duration> = times.windows(2).map(|pair| pair[1].0 - pair[0].0).collect();
+        assert!(gaps[..2].iter().all(|gap| *gap <= INITIAL_INTERVAL_MAX), "{gaps:?}");
+        let range = Duration::from_secs(20)..=Duration::from_secs(60);
+        assert!(gaps[2..].iter().all(|gap| range.contains(gap)), "{gaps:?}");
+        assert!(gaps[2..].windows(2).any(|pair| pair[0] != pair[1]), "they are spread");
+    }
+
+    fn router_solicitation(source: &str) -> Payload {
+        Payload::Nd {
+            source: v6(source),
+            destination: v6("ff02::2"),
+            message: Icmp6::RouterSolicitation(RouterSolicitation::default()),
+        }
+    }
+
+    /// RFC 4861 §6.2.6.
+    #[test]
+    fn solicited_advertisements_are_delayed_and_those_to_all_are_rare() {
+        let mut router = advertising(Duration::from_millis(500));
+        let start = Instant::ZERO + Duration::from_secs(100);
+        run(&mut router, start);
+        // To the asker: within the delay.
+        hear_at(&mut router, router_solicitation("fe80::7"), Holder::Nobody, start);
+        let times = run(&mut router, start + Duration::from_millis(500));
+        assert_eq!(times.len(), 1);
+        assert!(!times[0].1);
+        // An asker without an address is answered to all, but not twice within 3 s.
+        let mut now = start + Duration::from_secs(1);
+        let mut sent = Vec::new();
+        for _ in 0..40 {
+            hear_at(&mut router, router_solicitation("::"), Holder::Nobody, now);
+            now += Duration::from_millis(250);
+            sent.extend(run(&mut router, now));
+        }
+        assert!((2..=5).contains(&sent.len()), "{sent:?}");
+        let apart = |pair: &[(Instant, bool)]| pair[1].0 - pair[0].0 >= BETWEEN_MULTICAST_MIN;
+        assert!(sent.windows(2).all(apart), "{sent:?}");
+    }
+
+    #[test]
+    fn pending_answers_are_bounded() {
+        let mut router = advertising(Duration::from_millis(500));
+        let start = Instant::ZERO + Duration::from_secs(100);
+        run(&mut router, start);
+        for n in 0..500_u16 {
+            let [high, low] = n.to_be_bytes();
+            let source = MacAddr([2, 0, 0, 1, high, low]);
+            let payload = router_solicitation(&format!("fe80::1:{n:x}"));
+            let frame = Frame { destination: BROADCAST, source, payload };
+            router.handle_frame(&frame, |_, _| Holder::Nobody, start, &mut Vec::new());
+        }
+        assert_eq!(router.pending.len(), PENDING_UNICAST_MAX);
+        let times = run(&mut router, start + Duration::from_secs(4));
+        assert!(times.len() <= PENDING_UNICAST_MAX + 1);
+        assert!(times.iter().any(|(_, multicast)| *multicast), "the others hear the one to all");
+    }
+
+    #[test]
+    fn the_last_advertisement_says_goodbye() {
+        let mut router = advertising(Duration::ZERO);
+        let mut out = Vec::new();
+        router.handle_shutdown(&mut out);
+        let (_, sent) = split(out);
+        let Payload::Nd { message: Icmp6::RouterAdvertisement(ra), .. } = &sent[0].payload else {
+            panic!("{sent:?}")
+        };
+        assert_eq!(ra.lifetime, Duration::ZERO);
+    }
+
+    #[test]
+    fn probes_go_to_the_node_and_departures_to_all() {
+        let mut router = Router::new(config(), 1, Instant::ZERO);
+        for text in ["10.1.0.7", "2001:db8:1::7"] {
+            let mut out = Vec::new();
+            router.probe(HOST, ip(text), &mut out);
+            router.announce_departure(ip(text), &mut out);
+            let (_, sent) = split(out);
+            assert_eq!(sent[0].destination, HOST);
+            assert!(sent[1].destination.is_multicast());
+            if let Payload::Nd { message: Icmp6::NeighborAdvertisement(na), .. } = &sent[1].payload
+            {
+                assert!(na.override_ && !na.solicited);
+            }
+        }
+    }
+}

@@ -185,3 +185,245 @@ fn encode_ipv6(source: Ipv6Addr, destination: Ipv6Addr, message: &Icmp6, out: &m
     out.extend_from_slice(&destination.octets());
     out.extend_from_slice(&body);
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    const HOST: MacAddr = MacAddr([2, 0, 0, 0, 0, 7]);
+    const ROUTER: MacAddr = MacAddr([2, 0, 0x5e, 0, 1, 1]);
+
+    fn ip(text: &str) -> Ipv6Addr {
+        text.parse().unwrap()
+    }
+
+    /// Octets by hand from the figures of RFC 826.
+    const ARP: [u8; 42] = [
+        0xff, 0xff, 0xff, 0xff, 0xff, 0xff, 2, 0, 0, 0, 0, 7, 0x08, 0x06, // Ethernet
+        0, 1, 0x08, 0, 6, 4, 0, 1, // request
+        2, 0, 0, 0, 0, 7, 10, 1, 0, 7, // sender
+        0, 0, 0, 0, 0, 0, 10, 1, 0, 1, // target
+    ];
+
+    /// `fe80::ff:fe00:7 > ff02::1:ff00:1, who has fe80::1`, with its source link-layer address.
+    fn solicitation() -> Frame {
+        Frame {
+            destination: multicast_mac(solicited_node(ip("fe80::1"))),
+            source: HOST,
+            payload: Payload::Nd {
+                source: link_local(HOST),
+                destination: solicited_node(ip("fe80::1")),
+                message: Icmp6::NeighborSolicitation(NeighborSolicitation {
+                    target: ip("fe80::1"),
+                    options: vec![NdOption::SourceLinkLayer(HOST)],
+                }),
+            },
+        }
+    }
+
+    fn advertisement() -> Frame {
+        Frame {
+            destination: multicast_mac(ALL_NODES),
+            source: ROUTER,
+            payload: Payload::Nd {
+                source: link_local(ROUTER),
+                destination: ALL_NODES,
+                message: Icmp6::RouterAdvertisement(RouterAdvertisement {
+                    hop_limit: 64,
+                    managed: false,
+                    other_config: true,
+                    lifetime: Duration::from_secs(1800),
+                    reachable: Duration::ZERO,
+                    retransmit: Duration::from_millis(1000),
+                    options: vec![
+                        NdOption::SourceLinkLayer(ROUTER),
+                        NdOption::Mtu(1400),
+                        NdOption::Prefix(PrefixInformation {
+                            prefix: ip("2001:db8:1::"),
+                            len: 64,
+                            on_link: false,
+                            autonomous: true,
+                            valid: PrefixInformation::INFINITE,
+                            preferred: Duration::from_secs(600),
+                        }),
+                    ],
+                }),
+            },
+        }
+    }
+
+    /// The frame with its checksum made right again.
+    fn resealed(mut octets: Vec<u8>) -> Vec<u8> {
+        let source = Ipv6Addr::from(<[u8; 16]>::try_from(&octets[22..38]).unwrap());
+        let destination = Ipv6Addr::from(<[u8; 16]>::try_from(&octets[38..54]).unwrap());
+        octets[56..58].fill(0);
+        let sum = checksum::icmp6(source, destination, &octets[54..]);
+        octets[56..58].copy_from_slice(&sum.to_be_bytes());
+        octets
+    }
+
+    fn decode(octets: &[u8]) -> Result<Frame, WireError> {
+        Frame::decode(octets, Checksum::Verify)
+    }
+
+    #[test]
+    fn arp_is_read_and_written() {
+        let frame = decode(&ARP).unwrap();
+        let Payload::Arp(arp) = &frame.payload else { panic!("{frame:?}") };
+        assert_eq!(arp.operation, ArpOperation::Request);
+        assert_eq!((arp.sender_mac, arp.sender_ip), (HOST, [10, 1, 0, 7].into()));
+        assert_eq!(arp.target_ip, Ipv4Addr::new(10, 1, 0, 1));
+        assert!(!arp.is_probe() && !arp.is_announcement());
+        assert_eq!(frame.encode().unwrap(), ARP);
+    }
+
+    #[test]
+    fn discovery_comes_back_as_it_went() {
+        for frame in [solicitation(), advertisement()] {
+            let octets = frame.encode().unwrap();
+            assert_eq!(decode(&octets), Ok(frame));
+        }
+    }
+
+    /// RFC 1071 and RFC 8200 §8.1, by a computation that is not ours: Python over the pseudo-header.
+    #[test]
+    fn the_checksum_is_that_of_others() {
+        let octets = solicitation().encode().unwrap();
+        assert_eq!(octets[56..58], SOLICITATION_CHECKSUM.to_be_bytes());
+    }
+    const SOLICITATION_CHECKSUM: u16 = 0x7b8d;
+
+    #[test]
+    fn addresses_of_groups() {
+        assert_eq!(solicited_node(ip("2001:db8::1:2345")), ip("ff02::1:ff01:2345"));
+        assert_eq!(multicast_mac(ip("ff02::1:ff01:2345")).to_string(), "33:33:ff:01:23:45");
+        assert_eq!(link_local(HOST), ip("fe80::ff:fe00:7"));
+    }
+
+    #[test]
+    fn every_truncation_of_every_message_is_an_error() {
+        let frames = [solicitation(), advertisement()].map(|frame| frame.encode().unwrap());
+        for octets in frames.iter().map(Vec::as_slice).chain([ARP.as_slice()]) {
+            for len in 0..octets.len() {
+                // Up to the type field there is nothing to tell discovery from data by.
+                match decode(&octets[..len]) {
+                    Ok(Frame { payload: Payload::Packet { .. }, .. }) => assert_eq!(len, 54),
+                    result => assert!(result.is_err(), "len {len}: {result:?}"),
+                }
+            }
+        }
+    }
+
+    /// No single octet, changed, is mistaken for a valid message with another meaning, and none
+    /// makes the decoder panic.
+    #[test]
+    fn a_changed_octet_of_discovery_is_noticed() {
+        let octets = solicitation().encode().unwrap();
+        for at in 54..octets.len() {
+            for value in 0..=u8::MAX {
+                let mut changed = octets.clone();
+                changed[at] = value;
+                let is_discovery = at != 54 || (133..=136).contains(&value);
+                if value != octets[at] && is_discovery {
+                    assert!(decode(&changed).is_err(), "octet {at} = {value}");
+                }
+            }
+        }
+    }
+
+    /// RFC 4861 §6.1.1, §6.1.2, §7.1.1, §7.1.2: one row per rule.
+    #[test]
+    fn invalid_messages_are_refused() {
+        type Change = fn(&mut Vec<u8>);
+        let rows: [(&str, Change); 9] = [
+            ("hop limit is not 255", |o| o[21] = 254),
+            ("code is not 0", |o| o[55] = 1),
+            ("target is a multicast address", |o| o[62] = 0xff),
+            ("an option has length 0", |o| o[79] = 0),
+            ("an option reaches past the end", |o| o[79] = 2),
+            ("the source is multicast", |o| o[22] = 0xff),
+            ("unspecified source with a link-layer option", |o| o[22..38].fill(0)),
+            ("the length in the header is larger than the frame", |o| o[19] += 8),
+            ("not version 6", |o| o[14] = 0x40),
+        ];
+        for (rule, change) in rows {
+            let mut octets = solicitation().encode().unwrap();
+            change(&mut octets);
+            assert!(decode(&resealed(octets)).is_err(), "{rule}");
+        }
+    }
+
+    #[test]
+    fn an_unspecified_source_may_only_ask_the_solicited_node() {
+        let frame = |destination| Frame {
+            destination: multicast_mac(destination),
+            source: HOST,
+            payload: Payload::Nd {
+                source: Ipv6Addr::UNSPECIFIED,
+                destination,
+                message: Icmp6::NeighborSolicitation(NeighborSolicitation {
+                    target: ip("2001:db8::7"),
+                    options: vec![],
+                }),
+            },
+        };
+        let good = frame(solicited_node(ip("2001:db8::7"))).encode().unwrap();
+        assert!(decode(&good).is_ok());
+        let bad = frame(ALL_NODES).encode().unwrap();
+        assert_eq!(decode(&bad), Err(WireError::BadValue));
+    }
+
+    #[test]
+    fn advertisements_have_their_rules_too() {
+        let mut octets = advertisement().encode().unwrap();
+        octets[22] = 0x20; // a global source
+        assert_eq!(decode(&resealed(octets)), Err(WireError::BadValue));
+
+        let na = |solicited| Frame {
+            destination: multicast_mac(ALL_NODES),
+            source: HOST,
+            payload: Payload::Nd {
+                source: link_local(HOST),
+                destination: ALL_NODES,
+                message: Icmp6::NeighborAdvertisement(NeighborAdvertisement {
+                    router: false,
+                    solicited,
+                    override_: true,
+                    target: ip("2001:db8::7"),
+                    options: vec![NdOption::TargetLinkLayer(HOST)],
+                }),
+            },
+        };
+        assert!(decode(&na(false).encode().unwrap()).is_ok());
+        assert!(decode(&na(true).encode().unwrap()).is_err());
+    }
+
+    #[test]
+    fn an_unfinished_checksum_passes_only_when_the_kernel_vouches_for_it() {
+        let mut octets = solicitation().encode().unwrap();
+        octets[56] ^= 0x55;
+        assert_eq!(decode(&octets), Err(WireError::BadChecksum));
+        assert!(Frame::decode(&octets, Checksum::NotReady).is_ok());
+    }
+
+    #[test]
+    fn padding_after_the_packet_is_not_part_of_it() {
+        let mut octets = solicitation().encode().unwrap();
+        octets.extend([0xaa; 10]);
+        assert_eq!(decode(&octets), Ok(solicitation()));
+    }
+
+    #[test]
+    fn of_data_only_the_source_is_read() {
+        let mut octets = vec![0; 14 + 20];
+        octets[12..15].copy_from_slice(&[0x08, 0x00, 0x45]);
+        octets[26..30].copy_from_slice(&[10, 1, 0, 7]);
+        let source = IpAddr::from([10, 1, 0, 7]);
+        assert_eq!(decode(&octets).unwrap().payload, Payload::Packet { source });
+        octets[14] = 0x44; // header length below 5
+        assert_eq!(decode(&octets), Err(WireError::BadValue));
+        octets[12..14].copy_from_slice(&[0x81, 0x00]); // 802.1Q
+        assert_eq!(decode(&octets), Err(WireError::BadValue));
+    }
+}

@@ -1,12 +1,14 @@
 //! From best paths to messages: each UPDATE is encoded once per group and handed to all members.
 //!
-//! What a peer has been told of a prefix is not stored. It follows from the entry: all in-sync peers
-//! have been told the path `adv_*`, as their group gets it, except the peer that it came from. When
-//! an entry is settled, the difference of before and after gives each member its announcement or withdrawal.
+//! What a peer has been told of a prefix is not stored. It follows from the entry: all in-sync
+//! peers have been told the path `adv_*`, as their group gets it, except the peer that it came
+//! from. When an entry is settled, the difference of before and after gives each member its
+//! announcement or withdrawal.
 //!
-//! A peer that cannot follow (congested) or is behind (new, refresh) is *lagging*: it leaves the group and has
-//! a bit per entry "to be told", so that its backlog is bounded by the table and holds the newest
-//! state only. When no bit is left, it is what an in-sync peer is, and joins its group again.
+//! A peer that cannot follow (congested) or is behind (new, refresh) is *lagging*: it leaves the
+//! group and has a bit per entry "to be told", so that its backlog is bounded by the table and
+//! holds the newest state only. When no bit is left, it is what an in-sync peer is, and joins its
+//! group again.
 
 use bytes::Bytes;
 
@@ -18,10 +20,12 @@ use super::slab::Bits;
 use super::table::{Shared, Table};
 use crate::types::Family;
 use crate::wire::bgp::{
-    EncodedAttributes, Packer, RefreshKind, RouteRefresh, SAFI_UNICAST, afi, encode_end_of_rib,
+    Attributes, EncodedAttributes, Packer, RefreshKind, RouteRefresh, SAFI_UNICAST, afi,
+    encode_end_of_rib,
 };
 
-/// Messages of one batch for the same peers are handed out together, about this many octets at a time.
+/// Messages of one batch for the same peers are handed out together, about this many octets at a
+/// time.
 const HAND_OUT: usize = 64 * 1024;
 
 pub(super) type Send<'s> = dyn FnMut(PeerId, Bytes) + 's;
@@ -42,12 +46,17 @@ pub(super) struct Lagging {
     /// Entries that the peer has not been told the `adv_*` of.
     pending: Bits,
     count: usize,
-    /// Of the pending ones: the peer was told something else before, which may have to be withdrawn.
+    /// Of the pending ones: the peer was told something else before, which may have to be
+    /// withdrawn.
     had: Bits,
     cursor: u32,
     end_of_rib_due: bool,
     refresh: Refresh,
-    /// Asked before the initial dump was over: RFC 7313 §4, no BoRR before End-of-RIB.
+    /// Everything is being told again.
+    repeating: bool,
+    /// Asked again meanwhile, or before the initial dump was over (RFC 7313 §4: no BoRR before
+    /// End-of-RIB). One repetition answers all of these, so that a peer cannot make us walk the
+    /// table at its own pace.
     refresh_after: bool,
 }
 
@@ -62,6 +71,7 @@ impl Lagging {
             cursor: 0,
             end_of_rib_due,
             refresh: Refresh::No,
+            repeating: false,
             refresh_after: false,
         }
     }
@@ -90,7 +100,7 @@ impl Lagging {
     }
 
     pub(super) const fn has_work(&self) -> bool {
-        self.count > 0 || self.end_of_rib_due || !matches!(self.refresh, Refresh::No)
+        self.count > 0 || self.end_of_rib_due || self.repeating
     }
 }
 
@@ -103,10 +113,11 @@ struct Bucket {
     next: u32,
 }
 
-/// Prefixes of one flush, sorted into buckets of equal attributes and source. Scratch: kept for its memory.
+/// Prefixes of one flush, sorted into buckets of equal attributes and source. Scratch: kept for its
+/// memory.
 #[derive(Debug)]
 pub(super) struct Batch<A> {
-    number: u32,
+    number: u64,
     buckets: Vec<Bucket>,
     announced: Vec<(Key<A>, u32)>,
     sorted: Vec<Key<A>>,
@@ -135,7 +146,7 @@ impl<A: Addr> Batch<A> {
         }
     }
 
-    fn clear(&mut self, number: u32) {
+    fn clear(&mut self, number: u64) {
         self.number = number;
         self.buckets.clear();
         self.announced.clear();
@@ -205,12 +216,13 @@ impl<A: Addr> Batch<A> {
     }
 }
 
-/// Encoded sets, per group and source: a direct-mapped cache, because a move storm repeats few of them.
+/// Encoded sets, per group and source: a direct-mapped cache, because a move storm repeats few of
+/// them.
 #[derive(Debug)]
 pub(super) struct Encoder {
     cached: Vec<Option<Cached>>,
     /// Numbers batches for [`AttrStore::bucket`]; zero is never used.
-    batches: u32,
+    batches: u64,
     out: Vec<u8>,
 }
 
@@ -218,7 +230,7 @@ pub(super) struct Encoder {
 struct Cached {
     told: Told,
     /// Of the set, of the group.
-    versions: (u32, u32),
+    versions: (u64, u32),
     group: usize,
     family: Family,
     encoded: EncodedAttributes,
@@ -236,8 +248,8 @@ impl Encoder {
         self.cached.fill_with(|| None);
     }
 
-    fn next_batch(&mut self) -> u32 {
-        self.batches = self.batches.checked_add(1).unwrap_or(1);
+    fn next_batch(&mut self) -> u64 {
+        self.batches += 1;
         self.batches
     }
 
@@ -260,21 +272,28 @@ impl Encoder {
             c.told == told && c.group == group && c.versions == versions && c.family == family
         };
         if !cached[at].as_ref().is_some_and(fits) {
-            let router_id = match told.peer {
-                p if p == PeerId::LOCAL.0 => sh.config.router_id,
-                p => sh.peers.get(PeerId(p)).map_or(sh.config.router_id, |p| p.info.router_id),
-            };
-            let attributes = g.outgoing(
-                family,
-                sh.attrs.get(told.attrs),
-                told.source,
-                router_id,
-                sh.config.cluster_id,
-            );
+            let attributes = sh.outgoing(family, group, told);
             let encoded = EncodedAttributes::new(&attributes, &g.negotiated);
             cached[at] = Some(Cached { told, versions, group, family, encoded });
         }
         &cached[at].as_ref().expect("just filled").encoded
+    }
+}
+
+impl Shared {
+    /// A path as the group is told it.
+    pub(super) fn outgoing(&self, family: Family, group: usize, told: Told) -> Attributes {
+        let router_id = match told.peer {
+            p if p == PeerId::LOCAL.0 => self.config.router_id,
+            p => self.peers.get(PeerId(p)).map_or(self.config.router_id, |p| p.info.router_id),
+        };
+        self.peers.groups[group].outgoing(
+            family,
+            self.attrs.get(told.attrs),
+            told.source,
+            router_id,
+            self.config.cluster_id,
+        )
     }
 }
 
@@ -379,8 +398,8 @@ impl<A: Addr> Table<A> {
         count
     }
 
-    /// Gives lagging peers that can take it at most about `budget` prefixes in all, in turn. `all_settled`:
-    /// nothing is dirty, so that a finished dump is everything.
+    /// Gives lagging peers that can take it at most about `budget` prefixes in all, in turn.
+    /// `all_settled`: nothing is dirty, so that a finished dump is everything.
     pub(super) fn flush_lagging(
         &mut self,
         sh: &mut Shared,
@@ -470,6 +489,7 @@ impl<A: Addr> Table<A> {
                 encode_refresh::<A>(RefreshKind::Eorr, &mut encoder.out);
                 lagging.refresh = Refresh::No;
             }
+            lagging.repeating = false;
             if std::mem::take(&mut lagging.refresh_after) {
                 self.repeat_all(sh, at);
             }
@@ -541,7 +561,7 @@ impl<A: Addr> Table<A> {
 
     pub(super) fn refresh(&mut self, sh: &Shared, peer: u16, group: usize) {
         let at = self.fall_behind(peer, group);
-        if self.lagging[at].end_of_rib_due {
+        if self.lagging[at].end_of_rib_due || self.lagging[at].repeating {
             self.lagging[at].refresh_after = true;
         } else {
             self.repeat_all(sh, at);
@@ -560,9 +580,19 @@ impl<A: Addr> Table<A> {
             }
         }
         lagging.cursor = 0;
+        lagging.repeating = true;
         if sh.peers.get(PeerId(peer)).is_some_and(|p| p.info.enhanced_refresh) {
             lagging.refresh = Refresh::BorrDue;
         }
+    }
+
+    /// What the peer has been told of an entry, if it has been told the newest state.
+    pub(super) fn told_to(&self, sh: &Shared, id: u32, peer: u16, group: usize) -> Option<Told> {
+        let e = &self.slab[id];
+        if e.is_free() || self.lagging.iter().any(|l| l.peer == peer && l.is_pending(id)) {
+            return None;
+        }
+        e.told().filter(|told| goes_to_peer(sh, group, peer, e.key(), Some(*told)))
     }
 
     pub(super) fn is_in_sync(&self, peer: u16, group: usize) -> bool {
@@ -629,8 +659,8 @@ fn tell_group<A: Addr>(
     withdraw(sh, encoder, group, withdrawn_from, To::Only, send);
 }
 
-/// Leaves the last octets in `encoder.out`, so that they go with what follows for the same peers. False when
-/// the attributes leave no room for a prefix (RFC 8654 §4).
+/// Leaves the last octets in `encoder.out`, so that they go with what follows for the same peers.
+/// False when the attributes leave no room for a prefix (RFC 8654 §4).
 fn announce<A: Addr>(
     sh: &mut Shared,
     encoder: &mut Encoder,

@@ -1,6 +1,6 @@
-//! Attribute sets, each kept once and counted; what the decision needs of them is worked out when they
-//! come in. Beside it a cache from raw attribute blocks to sets, so that the UPDATEs of a load,
-//! which repeat few blocks, are not walked again.
+//! Attribute sets, each kept once and counted; what the decision needs of them is worked out when
+//! they come in. Beside it a cache from raw attribute blocks to sets, so that the UPDATEs of a
+//! load, which repeat few blocks, are not walked again.
 
 use std::hash::{BuildHasher, Hash, Hasher};
 use std::net::{IpAddr, Ipv4Addr};
@@ -47,11 +47,11 @@ struct AttrSlot {
     key: AttrKey,
     refs: u32,
     hash: u32,
-    /// Changes when the number is given to another set: caches outside compare it.
-    version: u32,
+    /// Another one for each set that ever had this number: caches outside compare it.
+    version: u64,
     /// Scratch of the packer: the bucket of this set in the batch of that number.
-    pub batch: u32,
-    pub bucket: u32,
+    batch: u64,
+    bucket: u32,
 }
 
 #[derive(Debug)]
@@ -61,6 +61,8 @@ pub(super) struct AttrStore {
     cluster_id: Ipv4Addr,
     slots: Vec<AttrSlot>,
     free: Vec<AttrId>,
+    /// Versions given out.
+    versions: u64,
     index: Index,
     hasher: FixedState,
     sets_max: usize,
@@ -80,6 +82,7 @@ impl AttrStore {
             cluster_id: config.cluster_id,
             slots: Vec::new(),
             free: Vec::new(),
+            versions: 0,
             index: Index::new(),
             hasher: FixedState::with_seed(seed),
             sets_max: config.attribute_sets_max,
@@ -99,7 +102,7 @@ impl AttrStore {
         &self.slots[id as usize].key
     }
 
-    pub(super) fn version(&self, id: AttrId) -> u32 {
+    pub(super) fn version(&self, id: AttrId) -> u64 {
         self.slots[id as usize].version
     }
 
@@ -126,7 +129,6 @@ impl AttrStore {
         let slot = &mut self.slots[id as usize];
         let attributes = slot.attributes.take();
         self.octets -= attributes.as_deref().map_or(0, octets_of);
-        slot.version = slot.version.wrapping_add(1);
         let (hash, next_hop) = (slot.hash, slot.key.next_hop);
         self.index.remove(hash, id);
         self.free.push(id);
@@ -135,7 +137,7 @@ impl AttrStore {
 
     /// The bucket this set already has in batch `batch`, or notes that `next` is going to be it.
     #[inline]
-    pub(super) fn bucket(&mut self, id: AttrId, batch: u32, next: u32) -> Option<u32> {
+    pub(super) fn bucket(&mut self, id: AttrId, batch: u64, next: u32) -> Option<u32> {
         let slot = &mut self.slots[id as usize];
         if slot.batch == batch {
             return Some(slot.bucket);
@@ -161,19 +163,19 @@ impl AttrStore {
         }
         self.octets += octets;
         let key = self.make_key(&attributes);
+        self.versions += 1;
         let slot = AttrSlot {
             attributes: Some(Box::new(attributes)),
             key,
             refs: 1,
             hash,
-            version: 0,
+            version: self.versions,
             batch: 0,
             bucket: 0,
         };
         let id = match self.free.pop() {
             Some(id) => {
-                let version = self.slots[id as usize].version;
-                self.slots[id as usize] = AttrSlot { version, ..slot };
+                self.slots[id as usize] = slot;
                 id
             }
             None => {
@@ -371,8 +373,8 @@ impl NextHops {
     }
 }
 
-/// Four-way associative; a block that does not fit pushes out the one that was put there longest ago.
-/// It is a cache of references: up to `BLOCKS` sets outlive their last route.
+/// Four-way associative; a block that does not fit pushes out the one that was put there longest
+/// ago. It is a cache of references: up to `BLOCKS` sets outlive their last route.
 #[derive(Debug)]
 struct BlockCache {
     hasher: FixedState,

@@ -1,8 +1,9 @@
 //! The decision process: RFC 4271 §9.1.2.2 with the additions of RFC 4456 §9.
 //!
-//! MED is compared between routes of the same neighbour AS only, so "better" is not a total order and
-//! comparing one after the other would make the result depend on the order. With more than two
-//! paths the RFC's own way is taken: each rule in turn strikes out those that lose, then the next one.
+//! MED is compared between routes of the same neighbour AS only, so "better" is not a total order
+//! and comparing one after the other would make the result depend on the order. With more than two
+//! paths the RFC's own way is taken: each rule in turn strikes out those that lose, then the next
+//! one.
 
 use std::cmp::{Ordering, Reverse};
 use std::net::IpAddr;
@@ -111,8 +112,8 @@ mod tests {
         peer_addr: IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 20)),
     };
 
-    /// One row per rule, in the order of RFC 4271 §9.1.2.2 and RFC 4456 §9. `better` wins by this rule
-    /// although all later rules are made to say the opposite.
+    /// One row per rule, in the order of RFC 4271 §9.1.2.2 and RFC 4456 §9. `better` wins by this
+    /// rule although all later rules are made to say the opposite.
     #[test]
     fn each_rule_decides_before_the_later_ones() {
         type Change = fn(&mut Rank);

@@ -1,9 +1,9 @@
 //! Hash index: key → slot number in a slab, by open addressing.
 //!
-//! Not `hashbrown::HashTable<u32>`, for one reason: growing that table must hash every key again, which
-//! reads the whole slab in random order. Here a slot keeps the 32 hash bits beside the number and the
-//! position is their *upper* bits, so that growing is one sequential pass over both tables, and a
-//! probe reads the slab only where the whole hash agrees.
+//! Not `hashbrown::HashTable<u32>`, for one reason: growing that table must hash every key again,
+//! which reads the whole slab in random order. Here a slot keeps the 32 hash bits beside the number
+//! and the position is their *upper* bits, so that growing is one sequential pass over both tables,
+//! and a probe reads the slab only where the whole hash agrees.
 
 /// Slots in use per slots, at most 3/4: unsuccessful probes stay below ten slots.
 const LOAD_NUM: usize = 3;
@@ -31,10 +31,13 @@ impl Index {
         self.slots.len() - 1
     }
 
-    /// The slot where a probe for `hash` begins. Reading it for several keys before the first is
-    /// probed lets the processor wait for all of those cache lines at once.
-    pub(super) fn touch(&self, hash: u32) -> u64 {
-        self.slots[(hash >> self.shift) as usize]
+    /// Whom the first slot of a probe for `hash` names, if the hash agrees. Asking this for several
+    /// keys before the first is looked up lets the processor wait for all of those cache lines at
+    /// once.
+    #[inline]
+    pub(super) fn guess(&self, hash: u32) -> Option<u32> {
+        let slot = self.slots[(hash >> self.shift) as usize];
+        (slot != 0 && (slot >> 32) as u32 == hash).then(|| slot as u32 - 1)
     }
 
     pub(super) fn find(&self, hash: u32, mut is: impl FnMut(u32) -> bool) -> Option<u32> {

@@ -1,8 +1,9 @@
 //! The RIB of a BGP speaker and route reflector (RFC 4271 §9, RFC 4456): what peers said, which
 //! route is best, and what each peer has still to be told. Sans-IO.
 //!
-//! The caller feeds UPDATE bodies, then calls [`Rib::flush`] once per batch of input: a single change
-//! leaves at once, a storm is packed by itself, because only the newest state of a prefix is kept.
+//! The caller feeds UPDATE bodies, then calls [`Rib::flush`] once per batch of input: a single
+//! change leaves at once, a storm is packed by itself, because only the newest state of a prefix is
+//! kept.
 
 mod advertise;
 mod attr_store;
@@ -53,10 +54,13 @@ pub struct RibConfig {
     pub seed: u64,
     /// Prefixes of both families together. A new prefix beyond is refused and counted.
     pub routes_max: usize,
-    /// Different attribute sets. A route with a new one beyond is refused (treated as withdrawn) and counted.
+    /// Paths of all prefixes together; what is beyond is refused and counted like a prefix.
+    pub paths_max: usize,
+    /// Different attribute sets. A route with a new one beyond is refused (treated as withdrawn)
+    /// and counted.
     pub attribute_sets_max: usize,
-    /// Memory of all sets together, so that a few peers cannot fill it with long ones. At the limit the
-    /// same happens.
+    /// Memory of all sets together, so that a few peers cannot fill it with long ones. At the limit
+    /// the same happens.
     pub attribute_octets_max: usize,
 }
 
@@ -68,6 +72,7 @@ impl RibConfig {
             cluster_id: router_id,
             seed,
             routes_max: ROUTES_MAX,
+            paths_max: PATHS_MAX,
             attribute_sets_max: ATTRIBUTE_SETS_MAX,
             attribute_octets_max: ATTRIBUTE_OCTETS_MAX,
         }
@@ -76,6 +81,8 @@ impl RibConfig {
 
 /// Default of [`RibConfig::routes_max`]: some 60 octets each, so about 0.5 GB for IPv4.
 pub const ROUTES_MAX: usize = 8_000_000;
+/// Default of [`RibConfig::paths_max`]: those that are not the best take 12 octets each.
+pub const PATHS_MAX: usize = 64_000_000;
 /// Default of [`RibConfig::attribute_sets_max`]: as many nodes may be moving at the same time.
 pub const ATTRIBUTE_SETS_MAX: usize = 2_000_000;
 /// Default of [`RibConfig::attribute_octets_max`]: that many sets of usual length, some 400 octets.
@@ -169,7 +176,8 @@ pub struct PathView<'a> {
     pub attributes: &'a Attributes,
     pub best: bool,
     pub stale: bool,
-    /// For the best path, the step that decided against the second; for others, the step at which they lost to it.
+    /// For the best path, the step that decided against the second; for others, the step at which
+    /// they lost to it.
     pub reason: Reason,
 }
 
@@ -179,9 +187,21 @@ pub struct RouteView<'a> {
     pub paths: Vec<PathView<'a>>,
 }
 
-/// Where a paged listing goes on. Stable as long as the RIB lives; a prefix that comes or goes meanwhile may be missed.
+/// Where a paged listing goes on. Stable as long as the RIB lives; a prefix that comes or goes
+/// meanwhile may be missed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Cursor(u32);
+
+impl Cursor {
+    /// For a cursor that travels as text.
+    pub const fn number(self) -> u32 {
+        self.0
+    }
+
+    pub const fn from_number(number: u32) -> Self {
+        Self(number)
+    }
+}
 
 /// What a listing shows. All conditions must hold.
 #[derive(Clone, Debug, Default)]
@@ -248,7 +268,10 @@ macro_rules! on_table {
 }
 
 impl Rib {
-    pub fn new(config: RibConfig) -> Self {
+    pub fn new(mut config: RibConfig) -> Self {
+        // Entries are numbered by 31 bits of the index.
+        config.routes_max = config.routes_max.min(1 << 30);
+        config.paths_max = config.paths_max.min(1 << 31);
         let attrs = AttrStore::new(&config);
         Self {
             v4: Table::new(config.seed),
@@ -260,6 +283,7 @@ impl Rib {
                 counters: RibCounters::default(),
                 readers: 0,
                 prefixes: 0,
+                paths: 0,
             },
             encoder: Encoder::new(),
             scratch: Scratch::default(),
@@ -267,8 +291,8 @@ impl Rib {
     }
 
     /// A session came up, perhaps again (its stale paths are kept). The initial dump and End-of-RIB
-    /// follow by [`Self::flush`]. A peer that is up already starts anew, as after a lost session with
-    /// graceful restart: call [`Self::sweep_stale`] when it has repeated its routes.
+    /// follow by [`Self::flush`]. A peer that is up already starts anew, as after a lost session
+    /// with graceful restart: call [`Self::sweep_stale`] when it has repeated its routes.
     ///
     /// # Panics
     /// For [`PeerId::LOCAL`], which is not a peer.
@@ -299,8 +323,9 @@ impl Rib {
     }
 
     /// The session went down. Paths of the families in `keep_stale` are kept until
-    /// [`Self::sweep_stale`] (RFC 4724 §4.2); those that were stale already go (§4.2, consecutive restarts).
-    /// Other paths are removed little by little, by [`Self::flush`], unless a new session repeats them first.
+    /// [`Self::sweep_stale`] (RFC 4724 §4.2); those that were stale already go (§4.2, consecutive
+    /// restarts). Other paths are removed little by little, by [`Self::flush`], unless a new
+    /// session repeats them first.
     pub fn peer_down(&mut self, peer: PeerId, keep_stale: &[Family]) {
         if self.shared.peers.get(peer).is_none() {
             return;
@@ -352,8 +377,8 @@ impl Rib {
         }
     }
 
-    /// The peer begins to send everything again (RFC 7313 §4). False when it is ignored, because the
-    /// peer's End-of-RIB is still to come.
+    /// The peer begins to send everything again (RFC 7313 §4). False when it is ignored, because
+    /// the peer's End-of-RIB is still to come.
     pub fn handle_borr(&mut self, peer: PeerId, family: Family) -> bool {
         let Some(p) = self.shared.peers.get_up(peer) else { return false };
         if p.restarting[slot(family)] {
@@ -412,8 +437,9 @@ impl Rib {
         }
     }
 
-    /// What the IGP (or the kernel) says about next hops: `None` is unreachable. An address never named
-    /// here is eligible with metric 0. One walk of the tables per call: pass changes together.
+    /// What the IGP (or the kernel) says about next hops: `None` is unreachable. An address never
+    /// named here is eligible with metric 0. One walk of the tables per call: pass changes
+    /// together.
     pub fn set_next_hop_metrics(&mut self, metrics: &[(IpAddr, Option<u32>)]) {
         let sh = &mut self.shared;
         let mut changed: Vec<u32> = metrics
@@ -451,9 +477,10 @@ impl Rib {
             })
     }
 
-    /// Hands out what peers are to be told: each `Bytes` is one or several whole messages, to be sent
-    /// in order. At most about `budget` prefixes are processed; call again while [`Self::has_pending`].
-    /// News go before the removal of stale paths and before backlogs, which always get a share.
+    /// Hands out what peers are to be told: each `Bytes` is one or several whole messages, to be
+    /// sent in order. At most about `budget` prefixes are processed; call again while
+    /// [`Self::has_pending`]. News go before the removal of stale paths and before backlogs, which
+    /// always get a share.
     pub fn flush(&mut self, budget: usize, send: &mut dyn FnMut(PeerId, Bytes)) {
         let budget = budget.max(4);
         let (sh, encoder) = (&mut self.shared, &mut self.encoder);
@@ -467,13 +494,15 @@ impl Rib {
         }
         let mut left = left.max(share);
         let settled = self.v4.dirty.is_empty() && !self.v4.is_sweeping();
-        left -= self.v4.flush_lagging(sh, encoder, left.div_ceil(2), settled, send).min(left);
+        let for_v4 = if self.v6.lagging.is_empty() { left } else { left.div_ceil(2) };
+        left -= self.v4.flush_lagging(sh, encoder, for_v4, settled, send);
+        let left = left.max(1);
         let settled = self.v6.dirty.is_empty() && !self.v6.is_sweeping();
         self.v6.flush_lagging(sh, encoder, left, settled, send);
     }
 
-    /// True when the peer has been told everything of this family: no initial dump or backlog is left
-    /// (though news may be waiting for the next [`Self::flush`]).
+    /// True when the peer has been told everything of this family: no initial dump or backlog is
+    /// left (though news may be waiting for the next [`Self::flush`]).
     pub fn in_sync(&self, peer: PeerId, family: Family) -> bool {
         self.shared.peers.get_up(peer).is_some_and(|p| match family {
             Family::Ipv4 => self.v4.is_in_sync(peer.0, p.group),
@@ -488,17 +517,32 @@ impl Rib {
         }
     }
 
-    /// Paths accepted from a peer and kept.
+    /// Paths accepted from a peer and kept, stale ones included; what is about to be removed does
+    /// not count.
     pub fn peer_paths(&self, peer: PeerId, family: Family) -> usize {
-        self.shared.peers.get(peer).map_or(0, |p| p.paths[slot(family)])
+        let condemned = match family {
+            Family::Ipv4 => self.v4.condemned(&self.shared, peer.0),
+            Family::Ipv6 => self.v6.condemned(&self.shared, peer.0),
+        };
+        self.shared.peers.get(peer).map_or(0, |p| p.paths[slot(family)] - condemned)
+    }
+
+    /// Of [`Self::peer_paths`], those that the peer has not repeated since its restart or since
+    /// BoRR.
+    pub fn peer_stale_paths(&self, peer: PeerId, family: Family) -> usize {
+        let stale = self.shared.peers.stale(peer.0, family);
+        match family {
+            Family::Ipv4 => stale - self.v4.condemned(&self.shared, peer.0),
+            Family::Ipv6 => stale - self.v6.condemned(&self.shared, peer.0),
+        }
     }
 
     pub fn attribute_sets(&self) -> usize {
         self.shared.attrs.len()
     }
 
-    /// Forgets which attribute blocks mean what, and with them the sets that no route uses: for a caller
-    /// that wants the memory back.
+    /// Forgets which attribute blocks mean what, and with them the sets that no route uses: for a
+    /// caller that wants the memory back.
     pub fn forget_blocks(&mut self) {
         self.shared.attrs.forget_blocks();
     }

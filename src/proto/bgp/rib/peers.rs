@@ -49,7 +49,8 @@ pub(super) struct Peer {
     pub paths: [usize; 2],
     /// Of them, those that a former session left, or that a refresh has not repeated yet.
     pub stale: [usize; 2],
-    /// Stale paths of a restart are waiting for End-of-RIB: a BoRR before it is ignored (RFC 7313 §4).
+    /// Stale paths of a restart are waiting for End-of-RIB: a BoRR before it is ignored (RFC 7313
+    /// §4).
     pub restarting: [bool; 2],
     pub accept_all: [bool; 2],
 }
@@ -220,6 +221,10 @@ impl Peers {
 
     pub(super) fn get_mut(&mut self, peer: PeerId) -> Option<&mut Peer> {
         self.list.get_mut(usize::from(peer.0))?.as_mut()
+    }
+
+    pub(super) fn ids(&self) -> impl Iterator<Item = PeerId> {
+        (0..self.list.len()).filter_map(|i| u16::try_from(i).ok()).map(PeerId)
     }
 
     pub(super) fn get_up(&self, peer: PeerId) -> Option<&Peer> {

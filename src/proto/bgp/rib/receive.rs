@@ -1,8 +1,8 @@
 //! UPDATEs into the Adj-RIB-In (RFC 4271 §9.1, RFC 7606).
 //!
-//! Most UPDATEs repeat an attribute block that was walked before: then only the bounds of the attributes
-//! are looked at, to set MP_REACH_NLRI and its prefixes apart from what they share. Whatever
-//! is irregular in any way takes the long way, which is the codec's.
+//! Most UPDATEs repeat an attribute block that was walked before: then only the bounds of the
+//! attributes are looked at, to set MP_REACH_NLRI and its prefixes apart from what they share.
+//! Whatever is irregular in any way takes the long way, which is the codec's.
 
 use super::attr_store::{AttrId, LOOP_AS, LOOP_CLUSTER, LOOP_ORIGINATOR};
 use super::key::{Addr, Key};
@@ -36,7 +36,8 @@ struct Outline<'a> {
     others: bool,
 }
 
-/// `None` when anything is unusual. `rest` becomes all other attributes, when there is an MP attribute.
+/// `None` when anything is unusual. `rest` becomes all other attributes, when there is an MP
+/// attribute.
 fn outline<'a>(block: &'a [u8], rest: &mut Vec<u8>) -> Option<Outline<'a>> {
     let mut found = Outline::default();
     rest.clear();
@@ -87,8 +88,8 @@ fn outline<'a>(block: &'a [u8], rest: &mut Vec<u8>) -> Option<Outline<'a>> {
     Some(found)
 }
 
-/// What a peer's attributes become here. RFC 4271 §5.1.5 and RFC 4456 §8: some attributes mean nothing when
-/// they come from outside the AS.
+/// What a peer's attributes become here. RFC 4271 §5.1.5 and RFC 4456 §8: some attributes mean
+/// nothing when they come from outside the AS.
 fn accept(mut attributes: Attributes, kind: PeerKind, local_pref: Option<u32>) -> Attributes {
     match kind {
         PeerKind::External => {
@@ -151,7 +152,8 @@ impl Rib {
                     sh.counters.attribute_cache_hits += 1;
                     Some(id)
                 }
-                // A block with withdrawals in it is not worth remembering: the prefixes are part of it.
+                // A block with withdrawals in it is not worth remembering: the prefixes are part of
+                // it.
                 None if outline.unreach.is_some() => return no,
                 None => return Known::No { block_class: Some(class) },
             },
@@ -205,18 +207,20 @@ impl Rib {
         let announced = [
             (!update.nlri.is_empty()).then_some((update.nlri, None)),
             update.walk.mp_reach.map(|reach| (reach.nlri, Some(reach.next_hop))),
-        ];
+        ]
+        .map(|one| one.filter(|(nlri, _)| !nlri.is_empty()));
+        let mut left = announced.iter().flatten().count();
         let usable = match update.walk.action {
             Action::None | Action::AttributeDiscard => update.walk.attributes,
-            // A reset is an `Err` above; were it here, no route of this message could be kept either.
+            // A reset is an `Err` above; were it here, no route of this message could be kept
+            // either.
             Action::TreatAsWithdraw | Action::SessionReset(_) => None,
         };
-        let usable = usable.map(|attributes| accept(attributes, kind, local_pref));
+        let mut usable = usable.map(|attributes| accept(attributes, kind, local_pref));
         for (nlri, next_hop) in announced.into_iter().flatten() {
-            if nlri.is_empty() {
-                continue;
-            }
-            let Some(mut attributes) = usable.clone() else {
+            left -= 1;
+            let one = if left == 0 { usable.take() } else { usable.clone() };
+            let Some(mut attributes) = one else {
                 withdraw_nlri(sh, v4, v6, scratch, peer, nlri, &mut outcome);
                 continue;
             };
@@ -258,7 +262,8 @@ impl Rib {
 
 enum Known {
     Done(UpdateOutcome),
-    /// Take the long way. `block_class`: then remember the block under this class, if nothing is wrong with it.
+    /// Take the long way. `block_class`: then remember the block under this class, if nothing is
+    /// wrong with it.
     No {
         block_class: Option<u32>,
     },
@@ -301,8 +306,8 @@ fn withdraw<A: Addr>(
     table.withdraw(sh, peer.0, keys);
 }
 
-/// Loop checks and import policy, then into the table. A prefix that is refused loses its former path, because
-/// the peer has replaced it (RFC 4271 §9.1.4: implicit withdrawal).
+/// Loop checks and import policy, then into the table. A prefix that is refused loses its former
+/// path, because the peer has replaced it (RFC 4271 §9.1.4: implicit withdrawal).
 fn announce<A: Addr>(
     sh: &mut Shared,
     table: &mut Table<A>,

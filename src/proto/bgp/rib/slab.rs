@@ -1,5 +1,5 @@
-//! Values with stable numbers, in chunks: growing never copies what is there, so neither the time of
-//! an insert nor the peak of memory has a step.
+//! Values with stable numbers, in chunks: growing never copies what is there, so neither the time
+//! of an insert nor the peak of memory has a step.
 
 const CHUNK_BITS: u32 = 12;
 const CHUNK: usize = 1 << CHUNK_BITS;
@@ -40,7 +40,8 @@ impl<T> Slab<T> {
         number
     }
 
-    /// The value stays readable (walks skip it by a mark of their own) until the number is given out again.
+    /// The value stays readable (walks skip it by a mark of their own) until the number is given
+    /// out again.
     pub(super) fn free(&mut self, number: u32) {
         self.free.push(number);
     }

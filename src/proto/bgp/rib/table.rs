@@ -1,8 +1,9 @@
 //! The table of one family: prefixes, their paths, which is best, and what has been told.
 //!
-//! An entry holds the best path itself; most prefixes have one path only, or two while a node moves,
-//! so that further paths are in a list outside. `adv_*` is the path that all in-sync peers
-//! have been told: the Adj-RIB-Out of a peer is not stored, it follows from it (see `advertise.rs`).
+//! An entry holds the best path itself; most prefixes have one path only, or two while a node
+//! moves, so that further paths are in a list outside. `adv_*` is the path that all in-sync peers
+//! have been told: the Adj-RIB-Out of a peer is not stored, it follows from it (see
+//! `advertise.rs`).
 
 use std::collections::VecDeque;
 
@@ -99,7 +100,9 @@ pub(super) struct Shared {
     pub counters: RibCounters,
     /// Change readers that listen, by their flag bits.
     pub readers: u8,
+    /// Of both families.
     pub prefixes: usize,
+    pub paths: usize,
 }
 
 impl Shared {
@@ -131,7 +134,8 @@ impl Shared {
         rank
     }
 
-    /// A route of our own is used although its next hop may be unknown to the IGP: it is where we say.
+    /// A route of our own is used although its next hop may be unknown to the IGP: it is where we
+    /// say.
     fn is_eligible(&self, path: Path) -> bool {
         path.peer == PeerId::LOCAL.0
             || self.attrs.next_hops.metric(self.attrs.key(path.attrs).next_hop).is_some()
@@ -251,16 +255,20 @@ impl<A: Addr> Table<A> {
         }
     }
 
-    /// Hashes of some keys, their index slots fetched into the cache side by side.
+    /// Hashes of some keys. On the way their index slots, and then the entries that these name,
+    /// come into the cache side by side instead of one after the other.
     #[inline]
     fn touch(&self, keys: &[Key<A>]) -> [u32; GROUP] {
         let mut hashes = [0; GROUP];
-        let mut seen = 0;
-        for (hash, key) in hashes.iter_mut().zip(keys) {
+        let mut numbers = [None; GROUP];
+        for ((hash, number), key) in hashes.iter_mut().zip(&mut numbers).zip(keys) {
             *hash = key.hash(self.seed);
-            seen |= self.index.touch(*hash);
+            *number = self.index.guess(*hash);
         }
-        std::hint::black_box(seen);
+        if keys.len() > 1 {
+            let seen = numbers.iter().flatten().fold(0, |seen, n| seen ^ self.slab[*n].flags);
+            std::hint::black_box(seen);
+        }
         hashes
     }
 
@@ -275,7 +283,7 @@ impl<A: Addr> Table<A> {
     ) -> bool {
         let path = Path { attrs, peer, stale: false };
         let Some(id) = self.find_hashed(key, hash) else {
-            if sh.prefixes >= sh.config.routes_max {
+            if sh.prefixes >= sh.config.routes_max || sh.paths >= sh.config.paths_max {
                 return false;
             }
             sh.prefixes += 1;
@@ -295,6 +303,9 @@ impl<A: Addr> Table<A> {
         };
         let e = &mut self.slab[id];
         if e.attrs == NIL {
+            if sh.paths >= sh.config.paths_max {
+                return false;
+            }
             self.set_first(sh, id, path);
         } else if e.peer == peer {
             if e.flags & STALE != 0 {
@@ -309,7 +320,7 @@ impl<A: Addr> Table<A> {
                 self.mark(sh, id);
             }
         } else {
-            self.set_further(sh, id, path);
+            return self.set_further(sh, id, path);
         }
         true
     }
@@ -318,6 +329,7 @@ impl<A: Addr> Table<A> {
     fn set_first(&mut self, sh: &mut Shared, id: u32, path: Path) {
         sh.attrs.retain(path.attrs);
         sh.peers.count_path(path.peer, A::FAMILY, 1);
+        sh.paths += 1;
         self.paths += 1;
         let usable = sh.is_eligible(path);
         let e = &mut self.slab[id];
@@ -328,14 +340,18 @@ impl<A: Addr> Table<A> {
         self.mark(sh, id);
     }
 
-    /// The path of a peer whose path is not the first one.
-    fn set_further(&mut self, sh: &mut Shared, id: u32, path: Path) {
+    /// The path of a peer whose path is not the first one. False when there is no room for it.
+    fn set_further(&mut self, sh: &mut Shared, id: u32, path: Path) -> bool {
         let mut at = self.slab[id].more;
         while at != NIL && self.nodes[at].path.peer != path.peer {
             at = self.nodes[at].next;
         }
         if at == NIL {
+            if sh.paths >= sh.config.paths_max {
+                return false;
+            }
             sh.peers.count_path(path.peer, A::FAMILY, 1);
+            sh.paths += 1;
             self.paths += 1;
             sh.attrs.retain(path.attrs);
             let next = self.slab[id].more;
@@ -346,7 +362,7 @@ impl<A: Addr> Table<A> {
                 sh.peers.count_stale_less(path.peer, A::FAMILY);
             }
             if old.attrs == path.attrs {
-                return;
+                return true;
             }
             sh.attrs.retain(path.attrs);
             sh.attrs.release(old.attrs);
@@ -356,6 +372,7 @@ impl<A: Addr> Table<A> {
         } else if self.slab[id].peer == PeerId::LOCAL.0 {
             self.mark_rival(sh, id);
         }
+        true
     }
 
     /// False when the peer has no path to it.
@@ -407,6 +424,7 @@ impl<A: Addr> Table<A> {
         if was_stale {
             sh.peers.count_stale_less(peer, A::FAMILY);
         }
+        sh.paths -= 1;
         self.paths -= 1;
         true
     }
@@ -508,6 +526,12 @@ impl<A: Addr> Table<A> {
         }
     }
 
+    /// What the running sweep of this peer has still to remove.
+    pub(super) fn condemned(&self, sh: &Shared, peer: u16) -> usize {
+        let sweeping = self.sweeps.iter().any(|s| s.peer == peer);
+        if sweeping { sh.peers.stale(peer, A::FAMILY) } else { 0 }
+    }
+
     pub(super) fn is_sweeping(&self) -> bool {
         !self.sweeps.is_empty()
     }
@@ -516,7 +540,8 @@ impl<A: Addr> Table<A> {
     /// is stale, which after a restart that lost nothing is at once.
     pub(super) fn run_sweeps(&mut self, sh: &mut Shared, budget: usize) {
         let Some(&Sweep { peer, next }) = self.sweeps.first() else { return };
-        let end = self.slab.end().min(next.saturating_add(budget as u32));
+        let budget = u32::try_from(budget).unwrap_or(u32::MAX);
+        let end = self.slab.end().min(next.saturating_add(budget));
         self.sweep(sh, peer, next..end);
         if end == self.slab.end() || sh.peers.stale(peer, A::FAMILY) == 0 {
             self.sweeps.remove(0);
@@ -634,5 +659,6 @@ pub(super) const fn reader_bit(reader: usize) -> u8 {
     CHANGED << reader
 }
 
-/// Keys whose index slots are fetched together: more than the memory system has in flight is no use.
+/// Keys whose index slots are fetched together: more than the memory system has in flight is no
+/// use.
 const GROUP: usize = 16;

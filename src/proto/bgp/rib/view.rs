@@ -1,6 +1,7 @@
 //! What people and other rooms see of the RIB. Nothing here walks a whole table in one call.
 
 use std::cmp::Ordering;
+use std::net::IpAddr;
 
 use super::decision;
 use super::key::Addr;
@@ -10,6 +11,7 @@ use super::{
     RouteView,
 };
 use crate::types::{Family, Prefix};
+use crate::wire::bgp::Attributes;
 
 /// Entries that one page may look at when its filter matches few.
 const SCAN_MAX: u32 = 20_000;
@@ -22,8 +24,8 @@ const fn number(reader: ChangeReader) -> usize {
 }
 
 impl Rib {
-    /// Starts (with all that is there) or stops the list of changes of this reader. The list holds each prefix
-    /// once, so that it is bounded by the table however long nobody drains it.
+    /// Starts (with all that is there) or stops the list of changes of this reader. The list holds
+    /// each prefix once, so that it is bounded by the table however long nobody drains it.
     pub fn enable_changes(&mut self, reader: ChangeReader, on: bool) {
         let n = number(reader);
         if on {
@@ -37,9 +39,10 @@ impl Rib {
         }
     }
 
-    /// Calls `each` for at most `limit` prefixes whose best path changed, in the order of their first change
-    /// (IPv4 before IPv6), with the newest state; `None` is "no route any more". True when more are waiting.
-    /// Mobility also gets prefixes that we announce and somebody else announces, too ([`Self::find_others`]).
+    /// Calls `each` for at most `limit` prefixes whose best path changed, in the order of their
+    /// first change (IPv4 before IPv6), with the newest state; `None` is "no route any more". True
+    /// when more are waiting. Mobility also gets prefixes that we announce and somebody else
+    /// announces, too ([`Self::find_others`]).
     pub fn drain_changes(
         &mut self,
         reader: ChangeReader,
@@ -68,6 +71,17 @@ impl Rib {
         }
     }
 
+    /// The longest prefix with a usable route that contains `addr`. One look-up per length: for
+    /// people, not for packets.
+    pub fn find_covering(&self, addr: IpAddr) -> Option<RouteView<'_>> {
+        let bits = Prefix::host(addr).len();
+        (0..=bits)
+            .rev()
+            .filter_map(|len| Prefix::new(addr, len))
+            .find(|prefix| self.find_best(*prefix).is_some())
+            .and_then(|prefix| self.find(prefix))
+    }
+
     pub fn find(&self, prefix: Prefix) -> Option<RouteView<'_>> {
         match prefix.family() {
             Family::Ipv4 => self.v4.find_route(&self.shared, prefix),
@@ -75,8 +89,9 @@ impl Rib {
         }
     }
 
-    /// At most `limit` routes from `cursor` on, and where to go on (`None`: that was all). Each call looks at
-    /// a bounded number of prefixes, so a page may be short or empty although there is more.
+    /// At most `limit` routes from `cursor` on, and where to go on (`None`: that was all). Each
+    /// call looks at a bounded number of prefixes, so a page may be short or empty although there
+    /// is more.
     pub fn routes(
         &self,
         family: Family,
@@ -90,6 +105,51 @@ impl Rib {
         }
     }
 }
+
+impl Rib {
+    /// What a peer has been told, as it was told (the Adj-RIB-Out); paged like [`Self::routes`].
+    /// Prefixes that are waiting to be told are left out.
+    pub fn advertised(
+        &self,
+        peer: PeerId,
+        family: Family,
+        cursor: Cursor,
+        limit: usize,
+    ) -> (Vec<(Prefix, Attributes)>, Option<Cursor>) {
+        match family {
+            Family::Ipv4 => self.v4.advertised(&self.shared, peer, cursor, limit),
+            Family::Ipv6 => self.v6.advertised(&self.shared, peer, cursor, limit),
+        }
+    }
+}
+
+impl Rib {
+    /// Peers that have been told of a route to the prefix.
+    pub fn told_peers(&self, prefix: Prefix) -> Vec<PeerId> {
+        let sh = &self.shared;
+        let told = |peer: &PeerId| match prefix.family() {
+            Family::Ipv4 => self.v4.is_told(sh, *peer, prefix),
+            Family::Ipv6 => self.v6.is_told(sh, *peer, prefix),
+        };
+        sh.peers.ids().filter(told).collect()
+    }
+
+    /// How many routes of a family a peer has been told. A walk of the table: `None` for one that
+    /// is too large to be walked while peers wait.
+    pub fn told_count(&self, peer: PeerId, family: Family) -> Option<usize> {
+        match family {
+            Family::Ipv4 => self.v4.told_count(&self.shared, peer),
+            Family::Ipv6 => self.v6.told_count(&self.shared, peer),
+        }
+    }
+
+    pub fn router_id(&self) -> std::net::Ipv4Addr {
+        self.shared.config.router_id
+    }
+}
+
+/// Entries that [`Rib::told_count`] looks at: about a millisecond.
+const COUNTED_MAX: u32 = 50_000;
 
 impl Shared {
     fn best_view(&self, path: Path) -> BestView<'_> {
@@ -160,6 +220,41 @@ impl<A: Addr> Table<A> {
         (routes, None)
     }
 
+    fn advertised(
+        &self,
+        sh: &Shared,
+        peer: PeerId,
+        cursor: Cursor,
+        limit: usize,
+    ) -> (Vec<(Prefix, Attributes)>, Option<Cursor>) {
+        let mut routes = Vec::new();
+        let Some(p) = sh.peers.get_up(peer) else { return (routes, None) };
+        for id in cursor.0..self.slab.end() {
+            if routes.len() == limit || id - cursor.0 == SCAN_MAX {
+                return (routes, Some(Cursor(id)));
+            }
+            if let Some(told) = self.told_to(sh, id, peer.0, p.group) {
+                routes.push((self.slab[id].key().prefix(), sh.outgoing(A::FAMILY, p.group, told)));
+            }
+        }
+        (routes, None)
+    }
+
+    fn is_told(&self, sh: &Shared, peer: PeerId, prefix: Prefix) -> bool {
+        let Some(p) = sh.peers.get_up(peer) else { return false };
+        let id = A::of(prefix).and_then(|key| self.find(key));
+        id.is_some_and(|id| self.told_to(sh, id, peer.0, p.group).is_some())
+    }
+
+    fn told_count(&self, sh: &Shared, peer: PeerId) -> Option<usize> {
+        let Some(p) = sh.peers.get_up(peer) else { return Some(0) };
+        if self.slab.end() > COUNTED_MAX {
+            return None;
+        }
+        let told = |id: &u32| self.told_to(sh, *id, peer.0, p.group).is_some();
+        Some((0..self.slab.end()).filter(told).count())
+    }
+
     /// `None` when no path of it passes the filter.
     fn view<'s>(&self, sh: &'s Shared, id: u32, filter: &RouteFilter) -> Option<RouteView<'s>> {
         let e = &self.slab[id];
@@ -197,8 +292,8 @@ impl<A: Addr> Table<A> {
     }
 }
 
-/// The rule by which `winner` beat `loser`. One by one the loser may look better, when a third path struck
-/// it out by MED: then that was the reason.
+/// The rule by which `winner` beat `loser`. One by one the loser may look better, when a third path
+/// struck it out by MED: then that was the reason.
 fn lost_by(winner: &decision::Rank, loser: &decision::Rank) -> Reason {
     match decision::compare(winner, loser) {
         (Ordering::Less | Ordering::Equal, reason) => reason,

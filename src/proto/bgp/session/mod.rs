@@ -17,12 +17,13 @@ mod collision;
 mod config;
 mod jitter;
 mod open;
+mod output;
+mod pending;
 mod retained;
 #[cfg(test)]
 mod tests;
 mod transport;
 
-use std::fmt;
 use std::net::SocketAddr;
 use std::time::Duration;
 
@@ -36,9 +37,11 @@ use crate::wire::bgp::{
 pub use collision::Direction;
 pub use config::{Families, GracefulRestart, SessionConfig};
 pub use open::PeerGraceful;
+pub use output::{ConnId, Output, Reason, Received, SessionState, Stop, Up};
 pub use transport::{Md5Key, Transport};
 
 use jitter::Jitter;
+use pending::{Confirm, Conn, Ends, Pending, Phase, Timers};
 use retained::Retained;
 
 /// RFC 4271 §8.2.2: "a HoldTimer value of 4 minutes is suggested" until the OPEN has come.
@@ -50,139 +53,6 @@ const SIMULTANEOUS_OPEN: Duration = Duration::from_secs(5);
 
 /// RFC 9687 §4, "Send Hold Timer Expired".
 const SEND_HOLD_TIMER_EXPIRED: u8 = 8;
-
-/// A TCP connection. Never used twice (before 2^32 attempts to one neighbour).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ConnId {
-    pub peer: PeerId,
-    pub serial: u32,
-}
-
-/// RFC 4271 §8.2.2.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize)]
-#[serde(rename_all = "snake_case")]
-pub enum SessionState {
-    Idle,
-    Connect,
-    Active,
-    OpenSent,
-    OpenConfirm,
-    Established,
-}
-
-/// Why the operator (or the configuration) ends a session.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Stop {
-    /// Until [`Session::start`]; RFC 9003 text, may be empty.
-    Shutdown(String),
-    /// The neighbour is no longer configured.
-    Deconfigured,
-    /// Down and up again; RFC 9003 text, may be empty.
-    Reset(String),
-    /// A new configuration needs a new OPEN. The caller replaces the machine.
-    ConfigurationChange,
-}
-
-/// Why a connection or a session ended. Its `Display` is the operator's "last error".
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Reason {
-    /// The peer closed TCP, or TCP failed.
-    ConnectionLost,
-    ConnectFailed,
-    HoldTimerExpired,
-    SendHoldTimerExpired,
-    Received(Notification),
-    /// We found something wrong and said so.
-    Sent(Notification),
-    Stopped(Stop),
-    MaxPrefixes {
-        family: Family,
-        limit: u32,
-    },
-    /// RFC 4271 §6.8.
-    Collision,
-    /// RFC 4724 §4.2: the peer opened a new session without ending the old one.
-    PeerRestarted,
-}
-
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::ConnectionLost => f.write_str("connection lost"),
-            Self::ConnectFailed => f.write_str("cannot connect"),
-            Self::HoldTimerExpired => f.write_str("hold timer expired"),
-            Self::SendHoldTimerExpired => {
-                f.write_str("the peer does not read (send hold timer expired)")
-            }
-            Self::Received(n) => write!(f, "received {n}"),
-            Self::Sent(n) => write!(f, "sent {n}"),
-            Self::Stopped(Stop::Shutdown(_)) => f.write_str("administratively shut down"),
-            Self::Stopped(Stop::Reset(_)) => f.write_str("administratively reset"),
-            Self::Stopped(Stop::Deconfigured) => f.write_str("no longer configured"),
-            Self::Stopped(Stop::ConfigurationChange) => f.write_str("configuration changed"),
-            Self::MaxPrefixes { family, limit } => {
-                write!(f, "more than {limit} {family} prefixes")
-            }
-            Self::Collision => f.write_str("connection collision"),
-            Self::PeerRestarted => f.write_str("the peer restarted"),
-        }
-    }
-}
-
-/// A session was established.
-#[derive(Clone, Debug)]
-pub struct Up {
-    pub conn: ConnId,
-    pub direction: Direction,
-    pub local: SocketAddr,
-    pub remote: SocketAddr,
-    pub negotiated: Negotiated,
-    /// What the peer said of itself.
-    pub open: Open,
-    pub hold_time: Duration,
-    pub graceful: Option<PeerGraceful>,
-    /// Families whose stale routes wait for the peer's End-of-RIB.
-    pub resumed: Families,
-}
-
-#[derive(Clone, Debug)]
-pub enum Output {
-    /// Open a TCP connection; answer with `handle_connected` or `handle_closed`.
-    Connect {
-        conn: ConnId,
-    },
-    /// Whole messages.
-    Send {
-        conn: ConnId,
-        bytes: Vec<u8>,
-    },
-    /// Send what is queued, then close. The machine has forgotten the connection.
-    Close {
-        conn: ConnId,
-    },
-    Up(Box<Up>),
-    /// The established session ended. The routes of `retained` stay, marked stale; all others go.
-    Down {
-        reason: Reason,
-        retained: Families,
-    },
-    /// An attempt ended before it was established.
-    Failed {
-        reason: Reason,
-    },
-    /// Stale routes that are still there go now (RFC 4724 §4.2).
-    StaleExpired(Family),
-}
-
-/// What the caller has to do about a message.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Received {
-    /// Nothing; the machine has dealt with it.
-    Handled,
-    /// Give the body to the RIB.
-    Update,
-    RouteRefresh(RouteRefresh),
-}
 
 #[derive(Debug)]
 enum State {
@@ -204,64 +74,6 @@ enum Idle {
     Held { until: Instant },
 }
 
-/// Connections that are not established, at most one per direction.
-#[derive(Debug, Default)]
-struct Pending {
-    outgoing: Option<Conn>,
-    incoming: Option<Conn>,
-}
-
-#[derive(Debug)]
-struct Conn {
-    id: ConnId,
-    phase: Phase,
-}
-
-#[derive(Debug)]
-enum Phase {
-    /// TCP is being set up.
-    Connecting,
-    /// `sent_at`: when our OPEN went out.
-    OpenSent {
-        ends: Ends,
-        sent_at: Instant,
-        hold_at: Instant,
-    },
-    OpenConfirm(Box<Confirm>),
-}
-
-#[derive(Clone, Copy, Debug)]
-struct Ends {
-    local: SocketAddr,
-    remote: SocketAddr,
-}
-
-#[derive(Debug)]
-struct Confirm {
-    ends: Ends,
-    /// When the peer's OPEN came.
-    since: Instant,
-    open: Open,
-    negotiated: Negotiated,
-    timers: Timers,
-}
-
-/// HoldTimer and KeepaliveTimer; both never expire when the hold time is zero.
-#[derive(Clone, Copy, Debug)]
-struct Timers {
-    hold_time: Duration,
-    hold_at: Instant,
-    keepalive_at: Instant,
-}
-
-impl Timers {
-    fn heard(&mut self, now: Instant) {
-        if !self.hold_time.is_zero() {
-            self.hold_at = now + self.hold_time;
-        }
-    }
-}
-
 #[derive(Debug)]
 struct Established {
     conn: ConnId,
@@ -277,46 +89,6 @@ struct Established {
     send_hold_at: Instant,
     /// RFC 4271 §8.2.2: a second connection is tracked until its OPEN comes.
     pending: Pending,
-}
-
-impl Pending {
-    const fn slot(&self, direction: Direction) -> &Option<Conn> {
-        match direction {
-            Direction::Outgoing => &self.outgoing,
-            Direction::Incoming => &self.incoming,
-        }
-    }
-
-    const fn slot_mut(&mut self, direction: Direction) -> &mut Option<Conn> {
-        match direction {
-            Direction::Outgoing => &mut self.outgoing,
-            Direction::Incoming => &mut self.incoming,
-        }
-    }
-
-    fn find(&self, id: ConnId) -> Option<Direction> {
-        [Direction::Outgoing, Direction::Incoming]
-            .into_iter()
-            .find(|d| self.slot(*d).as_ref().is_some_and(|c| c.id == id))
-    }
-
-    fn conns(&self) -> impl Iterator<Item = &Conn> {
-        self.outgoing.iter().chain(&self.incoming)
-    }
-
-    fn poll_timeout(&self) -> Instant {
-        self.conns().map(Conn::poll_timeout).min().unwrap_or(Instant::FAR_FUTURE)
-    }
-}
-
-impl Conn {
-    fn poll_timeout(&self) -> Instant {
-        match &self.phase {
-            Phase::Connecting => Instant::FAR_FUTURE, // guarded by the ConnectRetryTimer
-            Phase::OpenSent { hold_at, .. } => *hold_at,
-            Phase::OpenConfirm(c) => c.timers.hold_at.min(c.timers.keepalive_at),
-        }
-    }
 }
 
 /// What follows the end of the last pending connection.

@@ -64,7 +64,8 @@ pub enum Output {
         conn: ConnId,
         bytes: Bytes,
     },
-    /// Send what is queued, for some seconds at most, then close. Nothing more is expected of it.
+    /// Give up the attempt, or send what is queued (for some seconds at most) and close. Nothing
+    /// more is expected of it.
     Close {
         conn: ConnId,
     },
@@ -148,6 +149,11 @@ impl Speaker {
     /// To originate routes, to read changes, to tell metrics. [`Self::flush`] afterwards.
     pub const fn rib_mut(&mut self) -> &mut Rib {
         &mut self.rib
+    }
+
+    /// The connection of an established session.
+    pub fn connection(&self, peer: PeerId) -> Option<ConnId> {
+        Some(self.neighbors.get(&peer)?.up.as_ref()?.conn)
     }
 
     pub const fn counters(&self) -> SpeakerCounters {
@@ -775,13 +781,14 @@ impl Speaker {
         if self.deferred_until.is_none() {
             return;
         }
-        let waiting = self.neighbors.values().filter(|n| !n.config.shutdown).any(|n| match &n.up {
-            None => true,
-            Some(up) => match up.graceful {
-                Some(g) if !g.restarting => !up.families().without(up.end_of_rib).is_empty(),
-                Some(_) | None => false,
-            },
-        });
+        let waiting =
+            self.neighbors.values().filter(|n| !n.session.is_stopped()).any(|n| match &n.up {
+                None => true,
+                Some(up) => match up.graceful {
+                    Some(g) if !g.restarting => !up.families().without(up.end_of_rib).is_empty(),
+                    Some(_) | None => false,
+                },
+            });
         if !waiting {
             self.deferred_until = None;
         }

@@ -1,4 +1,5 @@
-//! Random use, and a naive model beside it: in the end every peer must hold exactly what the model says.
+//! Random use, and a naive model beside it: in the end every peer must hold exactly what the model
+//! says.
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
@@ -295,6 +296,10 @@ fn run(seed: u64, steps: usize) -> Lab {
             for (peer, router) in &lab.routers {
                 let expected = model.expected(peer.0);
                 assert_eq!(router.table, expected, "seed {seed} step {step} {peer:?}");
+                let told = Family::ALL.into_iter().flat_map(|family| {
+                    lab.rib.advertised(*peer, family, Cursor::default(), 1_000).0
+                });
+                assert_eq!(told.collect::<BTreeMap<_, _>>(), expected, "seed {seed} step {step}");
                 assert_eq!(router.needless, 0, "seed {seed} step {step} {peer:?}");
                 for family in Family::ALL {
                     assert!(lab.rib.in_sync(*peer, family), "seed {seed} step {step} {peer:?}");
@@ -312,7 +317,8 @@ fn every_peer_ends_with_what_the_model_says() {
     }
 }
 
-/// Nothing is left behind when everybody has gone: no entry, and no set but those that the block cache keeps.
+/// Nothing is left behind when everybody has gone: no entry, and no set but those that the block
+/// cache keeps.
 #[test]
 fn everything_is_given_back() {
     for seed in 100..110 {

@@ -61,7 +61,26 @@ fn a_full_table_refuses_new_prefixes_only() {
     assert_eq!(lab.say(1, &attributes(1), &said[2..], &[]).announced, 1);
 }
 
-/// With the store of sets full, a route with a new set is as withdrawn: its old path is no longer true.
+#[test]
+fn paths_are_bounded_too() {
+    let mut lab = Lab::with(RibConfig { paths_max: 3, ..config() });
+    lab.up(1, info(Client, 1));
+    lab.up(2, info(Client, 2));
+    let all = [p("10.0.0.1/32"), p("10.0.0.2/32")];
+    lab.say(1, &attributes(1), &all, &[]);
+    assert_eq!(lab.say(2, &attributes(2), &all, &[]).full, 1);
+    assert_eq!(
+        lab.say(2, &attributes(3), &all[..1], &[]).announced,
+        1,
+        "a replacement is no new path"
+    );
+    assert_eq!(lab.rib.counts(V4).paths, 3);
+    lab.say(1, &attributes(1), &[], &all[1..]);
+    assert_eq!(lab.say(2, &attributes(2), &all, &[]).announced, 2);
+}
+
+/// With the store of sets full, a route with a new set is as withdrawn: its old path is no longer
+/// true.
 #[test]
 fn a_full_attribute_store_refuses_new_sets() {
     let mut lab = Lab::with(RibConfig { attribute_sets_max: 1, ..config() });
@@ -216,4 +235,55 @@ fn end_of_rib_and_silent_peers() {
     let outcome = lab.rib.handle_update(PeerId(1), &end, Instant::ZERO);
     assert_eq!(outcome.end_of_rib, Some(Family::Ipv6));
     assert_eq!(lab.rib.handle_update(PeerId(44), &end, Instant::ZERO), UpdateOutcome::default());
+}
+
+/// Whatever the octets: no panic, and a RIB that knows the block of the unharmed message reacts
+/// like one that reads everything the long way.
+#[test]
+fn the_short_way_and_the_long_way_agree_on_damaged_messages() {
+    let n = info(Client, 1).negotiated;
+    let v6 = Attributes { next_hop: hop(Family::Ipv6, 1), ..attributes(1) };
+    let mut messages = bodies(&attributes(1), &n, &[p("10.0.0.1/32"), p("10.0.16.0/20")], &[]);
+    messages.extend(bodies(&v6, &n, &[p("2001:db8::1/128"), p("2001:db8::/61")], &[]));
+    messages.extend(bodies(&v6, &n, &[], &[p("2001:db8::1/128"), p("10.0.0.1/32")]));
+    messages.push(both_at_once(&messages));
+    assert_eq!(messages.len(), 5);
+    let mut knows = Lab::of(&[Client, Client]);
+    let mut reads = Lab::of(&[Client, Client]);
+    let mut damaged = 0;
+    for message in &messages {
+        for at in 0..message.len() {
+            for change in 1..=255u8 {
+                // All changes of lengths, flags and types; of other octets some.
+                if change > 8 && !change.is_power_of_two() && change % 16 != 15 {
+                    continue;
+                }
+                let mut bad = message.clone();
+                bad[at] ^= change;
+                for octets in [message, &bad, &message[..at].to_vec()] {
+                    reads.rib.forget_blocks();
+                    let short = knows.rib.handle_update(PeerId(1), octets, Instant::ZERO);
+                    let long = reads.rib.handle_update(PeerId(1), octets, Instant::ZERO);
+                    assert_eq!(short, long, "{octets:?}");
+                }
+                damaged += 1;
+            }
+        }
+        for family in Family::ALL {
+            assert_eq!(knows.rib.counts(family), reads.rib.counts(family), "{message:?}");
+        }
+        knows.run();
+        reads.run();
+        assert_eq!(knows.table(2), reads.table(2));
+    }
+    assert!(damaged > 5_000);
+    assert!(knows.rib.counters().attribute_cache_hits > 1_000);
+}
+
+/// IPv4 withdrawals beside an MP_REACH_NLRI: allowed, though nobody packs like this.
+fn both_at_once(messages: &[Vec<u8>]) -> Vec<u8> {
+    let v6 = &messages[1];
+    let mut body = vec![0, 5, 32, 10, 0, 0, 1];
+    body.extend_from_slice(&v6[2..]);
+    body
 }

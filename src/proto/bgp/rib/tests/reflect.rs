@@ -60,7 +60,8 @@ fn a_reflected_route_is_marked_and_otherwise_unchanged() {
     assert_eq!(lab.heard(2), [Heard::Announce(p("10.0.0.2/32"), marked.into())]);
 }
 
-/// RFC 4456 §8, RFC 4271 §9.1.2: what has been here is refused, and takes the place of what was said before.
+/// RFC 4456 §8, RFC 4271 §9.1.2: what has been here is refused, and takes the place of what was
+/// said before.
 #[test]
 fn loops_are_refused_and_counted() {
     let mut lab = Lab::of(&[Client, Client]);

@@ -92,6 +92,21 @@ fn a_loser_that_leaves_may_change_the_winner() {
 }
 
 #[test]
+fn the_longest_usable_prefix_covers_an_address() {
+    let mut lab = Lab::of(&[Client]);
+    lab.say(1, &attributes(1), &[p("10.0.0.0/8"), p("0.0.0.0/0")], &[]);
+    lab.say(1, &attributes(2), &[p("10.1.0.0/16")], &[]);
+    let covering = |lab: &Lab, addr: &str| {
+        lab.rib.find_covering(addr.parse().unwrap()).map(|r| r.prefix.to_string())
+    };
+    assert_eq!(covering(&lab, "10.1.2.3").as_deref(), Some("10.1.0.0/16"));
+    assert_eq!(covering(&lab, "11.1.2.3").as_deref(), Some("0.0.0.0/0"));
+    assert_eq!(covering(&lab, "2001:db8::1"), None);
+    lab.rib.set_next_hop_metrics(&[(hop(Family::Ipv4, 2).addr(), None)]);
+    assert_eq!(covering(&lab, "10.1.2.3").as_deref(), Some("10.0.0.0/8"));
+}
+
+#[test]
 fn listings_are_paged_and_filtered() {
     let mut lab = Lab::of(&[Client, Client]);
     let all: Vec<Prefix> = (0..50_000).map(|n| Prefix::v4(0x0a00_0000 + n, 32).unwrap()).collect();
