@@ -42,7 +42,7 @@ pub fn start(node: &Node) -> io::Result<Guard> {
         LogFormat::Auto => io::stdout().is_terminal(),
     };
     let (writer, guard) = lossy(io::stdout())?;
-    let filter = EnvFilter::try_new(&node.log_level).map_err(io::Error::other)?;
+    let filter = EnvFilter::try_new(directives(&node.log_level)).map_err(io::Error::other)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(writer);
     let started = match text {
         true => builder.with_ansi(io::stdout().is_terminal()).try_init(),
@@ -50,6 +50,23 @@ pub fn start(node: &Node) -> io::Result<Guard> {
     };
     started.map_err(io::Error::other)?;
     Ok(guard)
+}
+
+/// A level alone is about killick. What libraries find worth an `info` is of no interest to an
+/// operator; their warnings are. A part that names a library is left as it is.
+fn directives(configured: &str) -> String {
+    let mut libraries = "warn";
+    let mut parts = Vec::new();
+    for part in configured.split(',').map(str::trim).filter(|p| !p.is_empty()) {
+        match part.to_ascii_lowercase().as_str() {
+            level @ ("trace" | "debug" | "info" | "warn") => parts.push(format!("killick={level}")),
+            "error" => libraries = "error",
+            "off" => libraries = "off",
+            _ => parts.push(part.to_owned()),
+        }
+    }
+    parts.insert(0, libraries.to_owned());
+    parts.join(",")
 }
 
 fn lossy(out: impl Write + Send + 'static) -> io::Result<(Lossy, Guard)> {
@@ -126,6 +143,17 @@ mod tests {
     use std::sync::mpsc;
 
     use super::*;
+
+    #[test]
+    fn libraries_are_quiet_unless_they_are_named() {
+        assert_eq!(directives("info"), "warn,killick=info");
+        assert_eq!(directives("error"), "error");
+        let rooms = "DEBUG, killick::proto=trace,fjall=info";
+        assert_eq!(directives(rooms), "warn,killick=debug,killick::proto=trace,fjall=info");
+        for text in ["info", "error", "off", rooms] {
+            EnvFilter::try_new(directives(text)).unwrap();
+        }
+    }
 
     /// Writes nothing before it is told to.
     struct Stuck(mpsc::Receiver<()>, Arc<Mutex<Vec<u8>>>);

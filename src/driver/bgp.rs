@@ -40,7 +40,9 @@ struct Connection {
     congested: bool,
     /// Wakes the writer task when the socket did not take everything.
     wake: Rc<Notify>,
-    /// No more is read; what is queued (a NOTIFICATION) is still written.
+    /// The node has closed it: what is queued (a NOTIFICATION) is still written, and what arrives
+    /// is read and thrown away until the peer closes as well. A socket that is closed with unread
+    /// octets sends a reset, which can overtake the NOTIFICATION.
     closing: bool,
 }
 
@@ -51,6 +53,8 @@ pub struct Connections {
     /// Attempts under way; ended when the node no longer wants them.
     connecting: BTreeMap<ConnId, AbortHandle>,
     touched: BTreeSet<ConnId>,
+    /// Who is congested now or no longer, for the node.
+    congestion: Vec<(ConnId, bool)>,
     listeners: Vec<Rc<TcpListener>>,
     /// TCP-MD5 keys that the listeners must know.
     keys: BTreeMap<IpAddr, Md5Key>,
@@ -138,19 +142,27 @@ impl Connections {
     }
 
     /// Writes what this turn has queued, as far as the sockets take it.
-    pub fn write_all(&mut self, core: &Rc<Core>) {
+    pub fn write_all(&mut self) {
         while let Some(conn) = self.touched.pop_first() {
-            self.write(conn, core);
+            self.write(conn);
         }
     }
 
-    fn write(&mut self, conn: ConnId, core: &Rc<Core>) {
+    /// What [`speaker::Speaker::handle_congested`] has to be told.
+    pub fn take_congestion(&mut self) -> Vec<(ConnId, bool)> {
+        std::mem::take(&mut self.congestion)
+    }
+
+    fn write(&mut self, conn: ConnId) {
         let Some(connection) = self.all.get_mut(&conn) else { return };
         let before = connection.queued;
         match connection.write() {
             Ok(()) if connection.queue.is_empty() => {
                 if connection.closing {
-                    return self.end(conn);
+                    let socket = SockRef::from(&*connection.stream);
+                    // Fails when the peer was faster, which is as good.
+                    let _ = socket.shutdown(std::net::Shutdown::Write);
+                    return;
                 }
             }
             Ok(()) => connection.wake.notify_one(),
@@ -166,11 +178,7 @@ impl Connections {
         // for one that does not read.
         if congested != connection.congested || congested && took {
             connection.congested = congested;
-            let core = Rc::clone(core);
-            // In a turn of its own: this one is at its end.
-            tokio::task::spawn_local(async move {
-                core.turn(|node, now, _| node.handle_bgp_congested(conn, congested, now));
-            });
+            self.congestion.push((conn, congested));
         }
     }
 
@@ -224,10 +232,8 @@ async fn run_connect(core: Rc<Core>, conn: ConnId, transport: Transport) {
     let result = tcp::connect(&transport).await;
     core.state.borrow_mut().connections.connecting.remove(&conn);
     match result {
-        // In a task of its own, since this one ends with the attempt.
-        Ok(stream) => {
-            tokio::task::spawn_local(run_connection(core, conn, stream));
-        }
+        // From here on nobody aborts this task: the connection is known by its end only.
+        Ok(stream) => run_connection(core, conn, stream).await,
         Err(error) => {
             tracing::debug!(remote = %transport.remote, %error, "cannot connect");
             core.turn(|node, now, out| node.handle_bgp_closed(conn, now, out));
@@ -298,7 +304,8 @@ impl Core {
 async fn serve(core: Rc<Core>, conn: ConnId, stream: Rc<TcpStream>) {
     let wake = match core.state.borrow().connections.all.get(&conn) {
         Some(connection) => Rc::clone(&connection.wake),
-        None => return,
+        // Failed with its first octets.
+        None => return core.turn(|node, now, out| node.handle_bgp_closed(conn, now, out)),
     };
     let writer = run_writer(Rc::clone(&core), conn, Rc::clone(&stream), wake);
     let writer = tokio::task::spawn_local(writer);
@@ -315,12 +322,13 @@ impl Connections {
         self.touched.remove(&conn);
     }
 
-    fn is_closing(&self, conn: ConnId) -> bool {
-        self.all.get(&conn).is_none_or(|c| c.closing)
+    /// `None`: given up.
+    fn is_closing(&self, conn: ConnId) -> Option<bool> {
+        self.all.get(&conn).map(|c| c.closing)
     }
 }
 
-/// Until the end of the connection, or until the node has closed it.
+/// Until the end of the connection.
 async fn read(core: &Rc<Core>, conn: ConnId, stream: &TcpStream) {
     // One connection is read at a time, so all could share a buffer, but a buffer per connection
     // that is only as large as what arrives costs less than the copying.
@@ -329,14 +337,18 @@ async fn read(core: &Rc<Core>, conn: ConnId, stream: &TcpStream) {
         if stream.readable().await.is_err() {
             return;
         }
-        if core.state.borrow().connections.is_closing(conn) {
-            return;
-        }
         buffer.clear();
         match stream.try_read_buf(&mut buffer) {
             Ok(0) => return,
             Ok(n) => {
-                core.turn(|node, now, out| node.handle_bgp_octets(conn, &buffer, now, out));
+                let closing = core.state.borrow().connections.is_closing(conn);
+                match closing {
+                    None => return,
+                    Some(true) => {}
+                    Some(false) => {
+                        core.turn(|node, now, out| node.handle_bgp_octets(conn, &buffer, now, out));
+                    }
+                }
                 if n == buffer.capacity() && n < READ_MAX {
                     buffer = Vec::with_capacity((buffer.capacity() * 2).min(READ_MAX));
                 }
@@ -357,10 +369,23 @@ async fn run_writer(core: Rc<Core>, conn: ConnId, stream: Rc<TcpStream>, wake: R
         if stream.writable().await.is_err() {
             return;
         }
-        let mut state = core.state.borrow_mut();
-        state.connections.write(conn, &core);
-        if !state.connections.all.contains_key(&conn) {
+        if !core.write_on(conn) {
             return;
         }
+    }
+}
+
+impl Core {
+    /// False when the connection is no more.
+    fn write_on(self: &Rc<Self>, conn: ConnId) -> bool {
+        let mut state = self.state.borrow_mut();
+        state.connections.write(conn);
+        let alive = state.connections.all.contains_key(&conn);
+        let news = state.connections.take_congestion();
+        drop(state);
+        for (conn, congested) in news {
+            self.turn(|node, now, _| node.handle_bgp_congested(conn, congested, now));
+        }
+        alive
     }
 }

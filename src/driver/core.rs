@@ -166,12 +166,15 @@ impl Core {
     fn follow(self: &Rc<Self>, state: &mut State, out: &mut Vec<Output>, now: Instant) {
         let mut more = false;
         loop {
-            more |= state.node.handle_best_changes(now, out);
+            // What is left of a long list waits for another turn: readers come in between.
+            if !more {
+                more = state.node.handle_best_changes(now, out);
+            }
             if out.is_empty() {
                 break;
             }
             for output in out.drain(..) {
-                self.sort(state, output, now);
+                self.sort(state, output);
             }
             if state.entries.is_empty() {
                 continue;
@@ -192,7 +195,11 @@ impl Core {
         for output in said {
             state.connections.handle(output, self);
         }
-        state.connections.write_all(self);
+        state.connections.write_all();
+        for (conn, congested) in state.connections.take_congestion() {
+            state.node.handle_bgp_congested(conn, congested, now);
+            more |= !congested; // what it has missed
+        }
         for (to, signal) in std::mem::take(&mut state.signals) {
             state.links.send(to, signal, now);
         }
@@ -205,7 +212,7 @@ impl Core {
     }
 
     /// One output to where it is collected or done.
-    fn sort(self: &Rc<Self>, state: &mut State, output: Output, now: Instant) {
+    fn sort(&self, state: &mut State, output: Output) {
         match output {
             Output::Forwarding(change) => state.entries.push(change),
             Output::Persist { prefix, record } => self.persist(state, prefix, record),
@@ -222,7 +229,6 @@ impl Core {
                 super::gauges::observe_handover(&self.metrics, phase, mode, took);
             }
         }
-        let _ = now;
     }
 
     /// Lets the kernel's side do something, and carries what it says to the node.
@@ -284,7 +290,7 @@ impl Core {
         }
     }
 
-    /// Sessions that come and go are news.
+    /// Sessions that come and go are news; the speaker has logged them.
     fn tell(&self, state: &State, output: &speaker::Output) {
         let address = |peer: PeerId| {
             let speaker = state.node.speaker.as_ref()?;
@@ -293,12 +299,10 @@ impl Core {
         match output {
             speaker::Output::SessionUp { peer } => {
                 let Some(neighbor) = address(*peer) else { return };
-                tracing::info!(%neighbor, "BGP session is up");
                 state.monitor.send(View::NeighborUp { neighbor });
             }
             speaker::Output::SessionDown { peer, reason } => {
                 let Some(neighbor) = address(*peer) else { return };
-                tracing::warn!(%neighbor, %reason, "BGP session is down");
                 state.monitor.send(View::NeighborDown { neighbor, reason: reason.clone() });
             }
             speaker::Output::Connect { .. }
