@@ -58,8 +58,8 @@ impl Kind {
         if self == Kind::Bare {
             return "copies octets".into();
         }
-        let Ok(output) = Command::new(program).arg("--version").stdin(Stdio::null()).output()
-        else {
+        let ask = if self == Kind::Killick { "version" } else { "--version" };
+        let Ok(output) = Command::new(program).arg(ask).stdin(Stdio::null()).output() else {
             return "unknown".into();
         };
         let mut text = String::from_utf8_lossy(&output.stdout).into_owned();

@@ -12,6 +12,7 @@ use serde_json::{Map, Value, json};
 
 use super::Result;
 use super::daemon::killick_program;
+use super::kernel::KernelWatch;
 use super::lab::{Lab, wait_until};
 use super::namespace;
 use super::scene::{CORRESPONDENT, Scene};
@@ -23,7 +24,7 @@ use super::traffic::{Flows, Plan, Report, Transfer, now_ns};
 const PACE: Duration = Duration::from_millis(1);
 /// How long a move is watched.
 const WATCH: Duration = Duration::from_secs(2);
-const SESSIONS_LIMIT: Duration = Duration::from_secs(30);
+const CONNECTED_LIMIT: Duration = Duration::from_secs(30);
 const AGREE_LIMIT: Duration = Duration::from_secs(10);
 /// Ports of the flows: one for each, from here on.
 const FIRST_PORT: u16 = 20_000;
@@ -37,7 +38,7 @@ pub fn run(name: &str) -> Result<()> {
     let started = Instant::now();
     let lab = Lab::up(name, true)?;
     let scene = Scene::of(&lab)?;
-    wait_for_sessions(&lab, &scene)?;
+    scene.wait_until_connected(&lab, CONNECTED_LIMIT)?;
     let first = scene.anchors.keys().next().ok_or("no anchor")?.clone();
     for host in scene.hosts.keys() {
         // Whoever speaks first is noticed; a host that roams in does.
@@ -85,13 +86,24 @@ pub fn run(name: &str) -> Result<()> {
     print_flows(&scene, &control_reports);
     let control = sum(&control_reports);
 
+    // GoBGP has no kernel routes of its own; the FRR routers forward.
+    let watches = lab
+        .with_role(Role::Frr)
+        .map(|router| KernelWatch::start(&lab, router))
+        .collect::<Result<Vec<_>>>()?;
     let mut moves = Vec::new();
     let mut round: Vec<String> = scene.anchors.keys().skip(1).cloned().collect();
     round.push(first.clone());
     let mut from = first;
     for to in round {
         for (at, host) in scene.hosts.keys().enumerate() {
-            moves.extend(one_move(&lab, &scene, &flows, &transfer, (at, host), (&from, &to))?);
+            moves.extend(one_move(
+                &lab,
+                &scene,
+                (&flows, &transfer, &watches),
+                (at, host),
+                (&from, &to),
+            )?);
         }
         from = to;
     }
@@ -116,19 +128,6 @@ pub fn run(name: &str) -> Result<()> {
     Ok(())
 }
 
-/// All routers have all their neighbours.
-fn wait_for_sessions(lab: &Lab, scene: &Scene) -> Result<()> {
-    for router in &scene.routers {
-        wait_until(&format!("all BGP sessions of {router}"), SESSIONS_LIMIT, || {
-            let sessions = lab.bgp_sessions(router)?;
-            let down: Vec<_> =
-                sessions.iter().filter(|(_, up)| !**up).map(|(peer, _)| peer).collect();
-            if down.is_empty() { Ok(Some(())) } else { Err(format!("down: {down:?}").into()) }
-        })?;
-    }
-    Ok(())
-}
-
 /// Waits for the end of a window that begins at `start`, and a little for what is on the way.
 fn watch_from(start: u64) -> Range<u64> {
     let end = start + WATCH.as_nanos() as u64;
@@ -141,8 +140,7 @@ fn watch_from(start: u64) -> Range<u64> {
 fn one_move(
     lab: &Lab,
     scene: &Scene,
-    flows: &Flows,
-    transfer: &Transfer,
+    (flows, transfer, watches): (&Flows, &Transfer, &[KernelWatch]),
     (at, host): (usize, &str),
     (from, to): (&str, &str),
 ) -> Result<Vec<Value>> {
@@ -177,9 +175,23 @@ fn one_move(
     } else {
         None
     };
-    let (trace, steps) = trace(lab, to, &known.mac)?;
+    let (trace, sighted_us, steps) = trace(lab, to, &known.mac)?;
     println!("  killick trace {} at {to}:", known.mac);
     trace.lines().for_each(|line| println!("    {line}"));
+    let in_kernels = |address: IpAddr| -> Map<String, Value> {
+        let since = |w: &KernelWatch| w.first_change(address, sighted_us);
+        watches.iter().map(|w| (w.router.clone(), json!(since(w)))).collect()
+    };
+    for address in known.addresses {
+        let told: Vec<String> = in_kernels(address)
+            .iter()
+            .map(|(router, us)| match us.as_f64() {
+                Some(us) => format!("{router} {:.1} ms", us / 1e3),
+                None => format!("{router} not seen"),
+            })
+            .collect();
+        println!("  {address} in the routers' kernels after the sighting: {}", told.join(", "));
+    }
     println!("  the routers before and after ({}):", known.addresses[0]);
     for (before, after) in before.iter().zip(routers_say(lab, scene, known.addresses[0])) {
         println!("    - {before}\n    + {after}");
@@ -218,23 +230,23 @@ fn one_move(
             "link_change_ms": link_ms,
             "phases": phases,
             "sighted_to_announced_us": announced,
+            "sighted_to_kernel_us": in_kernels(*address),
             "routers_agree": agreed.is_ok(),
         }));
     }
     Ok(rows)
 }
 
-/// The timeline of the node's last move, as text and as the API tells it.
-fn trace(lab: &Lab, anchor: &str, mn: &str) -> Result<(String, Vec<Value>)> {
+/// The timeline of the node's last move: as text, when it began, and its steps.
+fn trace(lab: &Lab, anchor: &str, mn: &str) -> Result<(String, u64, Vec<Value>)> {
     let killick = killick_program()?;
-    let namespace = lab.namespace(anchor)?;
-    let text = namespace::run(namespace.command(&killick).args(["trace", mn]))?;
-    let told = namespace::run(namespace.command(&killick).args(["trace", mn, "-o", "json"]))?;
-    let told: Value = serde_json::from_str(&told)?;
+    let text = namespace::run(lab.namespace(anchor)?.command(&killick).args(["trace", mn]))?;
+    let told = lab.killick_json(anchor, &format!("trace {mn}"))?;
     // Newest first; the older ones are of older moves.
-    let newest = told["data"].as_array().and_then(|traces| traces.first());
+    let newest = told.as_array().and_then(|traces| traces.first());
     let newest = newest.ok_or("the trace is empty")?;
-    Ok((text, newest["steps"].as_array().cloned().unwrap_or_default()))
+    let sighted_us = newest["started-unix-us"].as_u64().ok_or("the trace has no start")?;
+    Ok((text, sighted_us, newest["steps"].as_array().cloned().unwrap_or_default()))
 }
 
 /// Of one prefix: each phase with the microseconds since the one before; and those from the

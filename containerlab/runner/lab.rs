@@ -142,6 +142,14 @@ impl Lab {
         Ok(serde_json::from_str(&text).unwrap_or(Value::Null))
     }
 
+    /// What the CLI of a node's killick answers, without its envelope.
+    pub fn killick_json(&self, node: &str, command: &str) -> Result<Value> {
+        let mut killick = self.namespace(node)?.command(&daemon::killick_program()?);
+        let text = namespace::run(killick.args(["-o", "json"]).args(command.split(' ')))?;
+        let told: Value = serde_json::from_str(&text)?;
+        Ok(told["data"].clone())
+    }
+
     /// The states of the BGP sessions of a node by neighbour, as its own tools tell them.
     pub fn bgp_sessions(&self, node: &str) -> Result<BTreeMap<String, bool>> {
         match self.nodes.get(node).map(|running| running.role) {

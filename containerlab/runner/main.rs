@@ -4,6 +4,7 @@
 mod daemon;
 mod demo;
 mod guard;
+mod kernel;
 mod lab;
 mod namespace;
 mod outside;

@@ -3,11 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::time::Duration;
 
 use serde_json::Value;
 
 use super::Result;
-use super::lab::Lab;
+use super::lab::{Lab, wait_until};
 use super::topology::Role;
 
 pub struct Scene {
@@ -76,6 +77,26 @@ impl Scene {
             .collect();
         let correspondent = addresses(lab, CORRESPONDENT, "eth1")?.1;
         Ok(Self { mode, anchors, hosts, routers, correspondent })
+    }
+
+    /// Every router has all its BGP sessions, and every killick all its peers.
+    pub fn wait_until_connected(&self, lab: &Lab, limit: Duration) -> Result<()> {
+        for router in &self.routers {
+            wait_until(&format!("all BGP sessions of {router}"), limit, || {
+                let sessions = lab.bgp_sessions(router)?;
+                let all = !sessions.is_empty() && sessions.values().all(|up| *up);
+                if all { Ok(Some(())) } else { Err(format!("{sessions:?}").into()) }
+            })?;
+        }
+        for node in lab.with_role(Role::Killick) {
+            wait_until(&format!("all peers of {node}"), limit, || {
+                let status = lab.killick_json(node, "status")?;
+                let peers = status["peers"].as_array().ok_or("no peers in the status")?;
+                let all = !peers.is_empty() && peers.iter().all(|peer| peer["state"] == "up");
+                if all { Ok(Some(())) } else { Err(status["peers"].to_string().into()) }
+            })?;
+        }
+        Ok(())
     }
 
     /// The host leaves the anchor it is at and appears at `anchor`.

@@ -16,7 +16,7 @@
 //! newer, we let go; older, we announce ours again with a preference that beats it; equal, the
 //! lower anchor id makes the next generation and the other lets go.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::config::NodeConfig;
 use super::output::{Counters, HandoverPhase, Mode, Observation, Output, Record};
@@ -33,7 +33,7 @@ use crate::types::seam::{
     Applied, Attachment, BindingChange, Context, ContextPrefix, IfIndex, LeaveReason,
     MobilityEvent, PolicyChange, Sighting,
 };
-use crate::types::transfer::Refusal;
+use crate::types::transfer::{Refusal, Signal};
 use crate::types::{
     AnchorId, Binding, Claim, Generation, Instant, Lifetime, MnId, Prefix, Revision,
 };
@@ -41,6 +41,9 @@ use crate::types::{
 /// Attaches that wait for a context, at most; beyond, the sighting is ignored and the node's next
 /// packet tries again.
 pub(super) const WAITING_MAX: usize = 100_000;
+
+/// Bindings whose end is reported later, at most; beyond, it is reported at once.
+pub(super) const FAREWELLS_MAX: usize = 100_000;
 
 /// An attach that waits for its context.
 #[derive(Clone, Debug)]
@@ -89,14 +92,24 @@ pub struct Node {
     pub(super) recovering: Option<(Instant, Vec<Binding>)>,
     /// Cursor of a walk that announces everything again after a session was lost.
     pub(super) reasserting: Option<u32>,
+    /// Bindings that went to another anchor, and when the controllers are told; see
+    /// [`Self::report_gone`].
+    pub(super) farewells: VecDeque<(Instant, Prefix)>,
 }
 
 impl Node {
     /// `scope` without BGP needs controllers; the configuration checker has seen to that.
     pub fn new(config: NodeConfig, anchor: Anchor, mctx: Mctx, speaker: Option<Speaker>) -> Self {
+        let scope = config.scope.unwrap_or(Scope::Distributed { own: config.own });
+        // Two controllers that settle a route at one moment each prefer the claim that the other
+        // is just giving up, and withdraw their own: for an instant there is none.
+        let stagger = match scope {
+            Scope::Controller => config.settle_delay * (config.own.0 % 16) / 16,
+            Scope::Distributed { .. } | Scope::Client { .. } => std::time::Duration::ZERO,
+        };
         let iec_config = IecConfig {
-            scope: config.scope.unwrap_or(Scope::Distributed { own: config.own }),
-            settle_delay: config.settle_delay,
+            scope,
+            settle_delay: config.settle_delay + stagger,
             settle_unconfirmed: config.settle_unconfirmed,
             prepare_max: config.prepare_max,
         };
@@ -119,6 +132,7 @@ impl Node {
             provisional: BTreeSet::new(),
             recovering: None,
             reasserting: None,
+            farewells: VecDeque::new(),
             config,
         }
     }
@@ -184,11 +198,17 @@ impl Node {
             return self.bind(prefix, mn, attachment, None, underway, now, out);
         }
         let known = self.known_generation(prefix);
-        let first = candidates.first().copied();
-        self.record(now, Some(mn.clone()), prefix, Phase::ContextRequested, first, "");
         self.waiting.insert(prefix, Waiting { mn: mn.clone(), by, attachment, since: now });
         let mut asked = Vec::new();
         self.mctx.handle_attached(&mn, prefix, &candidates, known, now, &mut asked);
+        let to = asked.iter().find_map(|output| match output {
+            mctx::Output::Send { to, signal: Signal::Request { .. } } => Some(*to),
+            _ => None,
+        });
+        // Not asked when the context came ahead of the node.
+        if to.is_some() {
+            self.record(now, Some(mn), prefix, Phase::ContextRequested, to, "");
+        }
         self.carry_mctx(asked, now, out);
     }
 
@@ -554,7 +574,7 @@ impl Node {
             PolicyChange::Withdraw { prefix } => {
                 self.record(now, None, prefix, Phase::Withdrawn, None, "");
                 match self.config.scope {
-                    Some(Scope::Client { .. }) => self.report(prefix, now, out),
+                    Some(Scope::Client { .. }) => self.report_gone(prefix, now, out),
                     Some(Scope::Distributed { .. } | Scope::Controller) | None => {
                         self.withdraw(prefix);
                     }

@@ -160,11 +160,13 @@ impl Node {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let soon = (self.reasserting.is_some()).then_some(Instant::ZERO);
         let recovery = self.recovering.as_ref().map(|(at, _)| *at);
+        let farewell = self.farewells.front().map(|(at, _)| *at);
         let routers = self.routers.values().map(nd::Router::poll_timeout).min();
         let speaker = self.speaker.as_ref().map(|s| s.poll_timeout());
         [
             soon,
             recovery,
+            farewell,
             routers,
             speaker,
             Some(self.anchor.poll_timeout()),
@@ -181,6 +183,7 @@ impl Node {
     /// Being called early, late or for nothing is harmless.
     pub fn handle_timeout(&mut self, now: Instant, out: &mut Vec<Output>) {
         self.continue_reasserting(now, out);
+        self.report_farewells(now, out);
         if self.recovering.as_ref().is_some_and(|(at, _)| *at <= now) {
             self.end_recovery(now, out);
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::flow::{Node, Underway};
+use super::flow::{FAREWELLS_MAX, Node, Underway};
 use super::output::{Mode, Output};
 use super::timeline::{Detail, Phase};
 use crate::iec::{Evidence, Scope, StageView};
@@ -282,6 +282,25 @@ impl Node {
         let mut sent = Vec::new();
         self.mctx.report(prefix, binding, now, &mut sent);
         self.carry_mctx(sent, now, out);
+    }
+
+    /// A binding has ended here. When another anchor has it now, its report makes the controllers
+    /// move the route; if our word came first, they would withdraw it before. So ours waits, and
+    /// matters only if the other one never gets to speak.
+    pub(super) fn report_gone(&mut self, prefix: Prefix, now: Instant, out: &mut Vec<Output>) {
+        let known = self.location.known_claim(prefix);
+        let is_elsewhere = known.is_some_and(|claim| claim.anchor != self.config.own);
+        if is_elsewhere && self.farewells.len() < FAREWELLS_MAX {
+            self.farewells.push_back((now + self.config.settle_delay, prefix));
+        } else {
+            self.report(prefix, now, out);
+        }
+    }
+
+    pub(super) fn report_farewells(&mut self, now: Instant, out: &mut Vec<Output>) {
+        while let Some((_, prefix)) = self.farewells.pop_front_if(|(at, _)| *at <= now) {
+            self.report(prefix, now, out);
+        }
     }
 
     /// An anchor reports (this node is a controller), or a controller says who has what we had.

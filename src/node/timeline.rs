@@ -14,6 +14,9 @@ use crate::types::{AnchorId, Generation, Instant, MnId, Prefix};
 /// Events kept; the oldest is forgotten.
 pub const EVENTS_MAX: usize = 65_536;
 
+/// How far back the name of a node is looked for.
+const RECENT: usize = 32;
+
 /// A step of a handover, in the order in which they usually happen at the nMA, then at the pMA.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
@@ -149,7 +152,13 @@ pub struct Timeline {
 }
 
 impl Timeline {
-    pub fn record(&mut self, event: Event) {
+    pub fn record(&mut self, mut event: Event) {
+        if event.mn.is_none() {
+            // The last steps of a node that has just left: its name is in the steps before.
+            let recent = self.events.iter().rev().take(RECENT);
+            let mut of_prefix = recent.filter(|e| e.prefix == event.prefix);
+            event.mn = of_prefix.find_map(|e| e.mn.clone());
+        }
         if self.events.len() == EVENTS_MAX {
             self.events.pop_front();
         }

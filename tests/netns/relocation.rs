@@ -97,7 +97,7 @@ fn old_anchor_dies(lab: &str) -> Result<()> {
     stage.host_is_reachable("h1")?;
     // It comes back with an old memory, and must not win with it.
     stage.lab.start("b")?;
-    stage.sessions_are_up()?;
+    stage.all_are_connected()?;
     stage.routers_hold_exactly(&[("h1", "c")])?;
     stage.routers_lead("h1", "c")?;
     stage.host_is_reachable("h1")
@@ -155,7 +155,7 @@ fn the_reflector_is_restarted() -> Result<()> {
     // A move that no router can hear of now.
     stage.move_host("h1", "c")?;
     stage.lab.start("rr")?;
-    stage.sessions_are_up()?;
+    stage.all_are_connected()?;
     stage.routers_lead("h1", "c")?;
     stage.routers_hold_exactly(&[("h1", "c")])?;
     stage.host_is_reachable("h1")
@@ -182,7 +182,7 @@ fn killed_and_restarted(lab: &str) -> Result<()> {
             stage.kill(victim);
             stage.lab.start(victim)?;
             let context = |e| format!("{victim} killed {delay_ms} ms after {old} → {new}: {e}");
-            stage.sessions_are_up().map_err(context)?;
+            stage.all_are_connected().map_err(context)?;
             stage.routers_lead("h1", new).map_err(context)?;
             stage.host_is_reachable("h1").map_err(context)?;
             stage.routers_hold_exactly(&[("h1", new)]).map_err(context)?;
@@ -218,11 +218,50 @@ fn the_new_anchor_dies_and_the_host_goes_back() -> Result<()> {
         stage.routers_lead("h1", "b")?;
         stage.host_is_reachable("h1")?;
         stage.lab.start("c")?;
-        stage.sessions_are_up()?;
+        stage.all_are_connected()?;
         stage.routers_hold_exactly(&[("h1", "b")])?;
         stage.host_is_reachable("h1")?;
     }
     Ok(())
+}
+
+/// The new anchor cannot reach the old one: it does without the context. So it does when it is killed
+/// right after the host came, which is before, while or after it waited.
+fn the_context_cannot_be_had(lab: &str) -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    let mut stage = Stage::set(lab)?;
+    stage.move_host("h1", "b")?;
+    stage.routers_lead("h1", "b")?;
+    for killed in [false, true] {
+        let (old, new) = if killed { ("c", "b") } else { ("b", "c") };
+        let fe_e = stage.scene.anchors[old].fe_e[0];
+        stage.lab.sh(new, &format!("ip route add blackhole {fe_e}/32"))?;
+        stage.move_host("h1", new)?;
+        if killed {
+            stage.kill(new);
+            stage.lab.start(new)?;
+        }
+        stage.routers_lead("h1", new)?;
+        stage.host_is_reachable("h1")?;
+        stage.lab.sh(new, &format!("ip route del blackhole {fe_e}/32"))?;
+        stage.all_are_connected()?;
+        stage.routers_lead("h1", new)?;
+        stage.routers_hold_exactly(&[("h1", new)])?;
+        stage.host_is_reachable("h1")?;
+    }
+    Ok(())
+}
+
+#[test]
+fn the_context_cannot_be_had_flat() -> Result<()> {
+    the_context_cannot_be_had(FLAT)
+}
+
+#[test]
+fn the_context_cannot_be_had_controller() -> Result<()> {
+    the_context_cannot_be_had(CONTROLLER)
 }
 
 /// The controller is killed and restarted while a host moves: its anchors tell it everything again.
@@ -239,7 +278,7 @@ fn the_controller_is_killed_and_restarted() -> Result<()> {
     stage.kill("ctl");
     stage.move_host("h1", "c")?;
     stage.lab.start("ctl")?;
-    stage.sessions_are_up()?;
+    stage.all_are_connected()?;
     stage.routers_lead("h1", "c")?;
     stage.routers_hold_exactly(&[("h1", "c"), ("h2", "c")])?;
     stage.host_is_reachable("h1")?;

@@ -52,7 +52,7 @@ impl Stage {
         }
         let flows = Flows::start(&plans, PACE)?;
         let stage = Self { lab, scene, flows };
-        stage.sessions_are_up()?;
+        stage.all_are_connected()?;
         let first = stage.scene.anchors.keys().next().ok_or("no anchor")?.clone();
         for host in stage.scene.hosts.keys() {
             stage.routers_lead(host, &first)?;
@@ -60,15 +60,9 @@ impl Stage {
         Ok(stage)
     }
 
-    pub fn sessions_are_up(&self) -> Result<()> {
-        for router in &self.scene.routers {
-            wait_until(&format!("all sessions of {router}"), LIMIT, || {
-                let sessions = self.lab.bgp_sessions(router)?;
-                let all = sessions.values().all(|up| *up);
-                if all { Ok(Some(())) } else { Err(format!("{sessions:?}").into()) }
-            })?;
-        }
-        Ok(())
+    /// All BGP sessions and all links between anchors are up (again).
+    pub fn all_are_connected(&self) -> Result<()> {
+        self.scene.wait_until_connected(&self.lab, LIMIT)
     }
 
     pub fn move_host(&self, host: &str, anchor: &str) -> Result<()> {

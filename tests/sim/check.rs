@@ -2,12 +2,13 @@
 //! agrees once all is quiet.
 
 use std::net::IpAddr;
+use std::time::Duration;
 
-use killick::types::{Generation, Prefix};
+use killick::types::Prefix;
 
 use super::plan::{ANCHORS, Mode};
 use super::router::Router;
-use super::world::{Actor, Host, World, addr, anchor_id, locator};
+use super::world::{Actor, Host, World, anchor_id, locator};
 
 fn next_hops(who: usize) -> [IpAddr; 2] {
     let locator = locator(who);
@@ -21,9 +22,37 @@ fn routers(world: &World) -> impl Iterator<Item = (usize, &Router)> {
     })
 }
 
+/// At a quiet time, how long a router may lead astray after a move: the host speaks within 20 ms.
+const ASTRAY_MAX: Duration = Duration::from_millis(300);
+/// Nothing may change any more for so long before the end.
+const STILL: Duration = Duration::from_secs(20);
+
 /// All that is wrong, in words.
 pub fn quiet(world: &World) -> Vec<String> {
     let mut wrong = Vec::new();
+    if world.last_change + STILL > world.now {
+        wrong.push(format!("not quiet: something changed at {}", world.last_change));
+    }
+    if world.plan.calm {
+        if world.misled_longest > ASTRAY_MAX {
+            wrong.push(format!("traffic went astray for {:?}", world.misled_longest));
+        }
+        wrong.extend(world.relapses.iter().cloned());
+        for who in 0..ANCHORS {
+            let Some(counters) = world.node(who).map(|n| n.counters) else { continue };
+            let killick::node::Counters {
+                handovers_provisional: 0,
+                duplicate_anchors: 0,
+                reasserted: 0,
+                unauthorised_claims: 0,
+                ..
+            } = counters
+            else {
+                wrong.push(format!("{who}: trouble in a calm run: {counters:?}"));
+                continue;
+            };
+        }
+    }
     for (who, slot) in world.slots.iter().enumerate() {
         if slot.actor.is_none() {
             wrong.push(format!("{who} is still dead"));
@@ -153,6 +182,4 @@ fn prefix(world: &World, host: &Host, prefix: Prefix, wrong: &mut Vec<String>) {
             wrong.push(format!("{prefix}: RIB of {who} has no path"));
         }
     }
-    let _ = Generation::NONE;
-    let _ = addr;
 }

@@ -49,8 +49,9 @@ pub enum Action {
     Partition { a: usize, b: usize, both: bool, lasts: Duration },
     /// The context transfer link of two is down for a while.
     LinkFlap { a: usize, b: usize, lasts: Duration },
-    /// The process dies in its `turns`th turn from now, and is back later.
-    Crash { who: usize, turns: u32, moment: Moment, lasts: Duration },
+    /// The process dies in its `turns`th turn from now, and is back later. `silent`: the whole
+    /// machine, so that nobody is told.
+    Crash { who: usize, turns: u32, moment: Moment, lasts: Duration, silent: bool },
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -236,13 +237,20 @@ impl Plan {
         let all = self.actors();
         let (a, b) = (r.index(nodes), r.index(all));
         let peer = r.index(nodes);
+        let silent = r.chance(25);
         let action = match r.below(6) {
             0 => Action::Cut { a, b },
             1 => Action::Partition { a, b, both: r.chance(60), lasts },
             2 => Action::LinkFlap { a, b: peer, lasts },
             3 => {
                 let moment = Moment::AfterTurn;
-                Action::Crash { who: nodes + r.index(speakers - nodes), turns: 0, moment, lasts }
+                Action::Crash {
+                    who: nodes + r.index(speakers - nodes),
+                    turns: 0,
+                    moment,
+                    lasts,
+                    silent,
+                }
             }
             _ => {
                 let moment = match r.below(4) {
@@ -251,7 +259,7 @@ impl Plan {
                     2 => Moment::AfterBgp,
                     _ => Moment::AfterTurn,
                 };
-                Action::Crash { who: a, turns: r.below(12) as u32, moment, lasts }
+                Action::Crash { who: a, turns: r.below(12) as u32, moment, lasts, silent }
             }
         };
         self.actions.push((at, action));

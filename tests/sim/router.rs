@@ -48,6 +48,12 @@ impl Router {
 
     /// What to say first.
     pub fn accept(&mut self, tcp: u64, addr: IpAddr) -> Vec<u8> {
+        // A neighbour that connects again has forgotten the old connection.
+        let old: Vec<u64> =
+            self.peers.iter().filter(|(_, p)| p.addr == addr).map(|(&id, _)| id).collect();
+        for id in old {
+            self.close(id);
+        }
         self.peers.insert(tcp, Peer { addr, input: Vec::new(), open: None });
         let mut octets = Vec::new();
         self.open().encode(&mut octets);

@@ -40,6 +40,7 @@ const RECOVER_MAX: Duration = Duration::from_secs(5);
 const NUD_EVERY: Duration = Duration::from_secs(4);
 /// The gateway of the hosts, the same everywhere.
 const GATEWAY: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
+const KEEPALIVE_LEN: usize = 19;
 const GATEWAY_MAC: MacAddr = MacAddr([2, 0, 0x5e, 0, 0, 1]);
 /// Turns of one actor at one instant: beyond, it spins.
 const TURNS_MAX: u32 = 20_000;
@@ -138,7 +139,7 @@ pub struct Slot {
     pub life: u32,
     wake: Instant,
     turns_now: (Instant, u32),
-    doom: Option<(u32, Moment, Duration)>,
+    doom: Option<(u32, Moment, Duration, bool)>,
     /// What survives the process: the store and the kernel.
     pub store: BTreeMap<Prefix, Record>,
     pub kernel: BTreeMap<Prefix, Attachment>,
@@ -163,6 +164,8 @@ pub struct Host {
     /// When it came to where it is, and how many places it has been at.
     pub since: Instant,
     stay: u32,
+    /// It has said something since it came here.
+    spoke: bool,
 }
 
 impl Host {
@@ -186,8 +189,19 @@ pub struct World {
     next_tcp: u64,
     links: BTreeMap<(usize, usize), Link>,
     blocked: BTreeMap<(usize, usize), Instant>,
+    /// When the last signal from the one reaches the other.
+    signalled: BTreeMap<(usize, usize), Instant>,
     verbose: bool,
     pub broken: Option<String>,
+    /// When something was last stored, delivered, or said in BGP that is no keepalive.
+    pub last_change: Instant,
+    /// Router and host: since when the router forwards to where the host is not.
+    misled: BTreeMap<(usize, usize), Instant>,
+    /// The longest of these after a move was over.
+    pub misled_longest: Duration,
+    /// The stay of a host for which a router has led right, and what came after that.
+    righted: BTreeMap<(usize, usize), u32>,
+    pub relapses: Vec<String>,
 }
 
 pub fn addr(who: usize) -> Ipv4Addr {
@@ -267,6 +281,7 @@ impl World {
                 talks_every: h.talks_every,
                 since: Instant::ZERO,
                 stay: 0,
+                spoke: false,
             }
         });
         let hosts = hosts.collect();
@@ -283,8 +298,14 @@ impl World {
             next_tcp: 1,
             links: BTreeMap::new(),
             blocked: BTreeMap::new(),
+            signalled: BTreeMap::new(),
             verbose,
             broken: None,
+            last_change: Instant::ZERO,
+            misled: BTreeMap::new(),
+            misled_longest: Duration::ZERO,
+            righted: BTreeMap::new(),
+            relapses: Vec::new(),
             random: Random::new(random.next()),
             plan,
         };
@@ -419,7 +440,7 @@ impl World {
                 }
             }
             Event::Kernel { who, life, change } => {
-                let applied = self.to_kernel(who, &change);
+                let applied = self.write_kernel(who, &change);
                 if let (Some(applied), true) = (applied, self.slots[who].life == life) {
                     self.turn(who, Input::Applied(applied));
                 }
@@ -457,6 +478,10 @@ impl World {
                 self.hosts[host].at = to;
                 self.hosts[host].since = self.now;
                 self.hosts[host].stay += 1;
+                self.hosts[host].spoke = false;
+                for who in self.plan.routers_from()..self.slots.len() {
+                    self.watch_router(who);
+                }
                 let stay = self.hosts[host].stay;
                 let wait = self.random.micros(0, 20_000);
                 self.after(wait, Event::Talk { host, stay });
@@ -506,11 +531,11 @@ impl World {
                 self.check_link(a, b);
                 self.at(until, Event::LinkCheck { a, b });
             }
-            Action::Crash { who, turns, moment, lasts } => {
+            Action::Crash { who, turns, moment, lasts, silent } => {
                 if self.slots[who].doom.is_none() && self.is_alive(who) {
-                    self.slots[who].doom = Some((turns, moment, lasts));
+                    self.slots[who].doom = Some((turns, moment, lasts, silent));
                     if turns == 0 && moment == Moment::AfterTurn {
-                        self.crash(who, lasts);
+                        self.crash(who, lasts, silent);
                     }
                 }
             }
@@ -519,7 +544,7 @@ impl World {
 
     // ---- processes ------------------------------------------------------------------------
 
-    fn crash(&mut self, who: usize, lasts: Duration) {
+    fn crash(&mut self, who: usize, lasts: Duration, silent: bool) {
         self.say(|| format!("! {who} dies"));
         let slot = &mut self.slots[who];
         slot.actor = None;
@@ -535,7 +560,9 @@ impl World {
         for (id, side) in mine {
             // The kernel closes what the process had, behind what it has sent.
             let wait = self.latency();
-            self.fly(id, 1 - side, wait, Item::Fin);
+            if !silent {
+                self.fly(id, 1 - side, wait, Item::Fin);
+            }
             if let Some(tcp) = self.tcps.get_mut(&id) {
                 tcp.open[side] = false;
                 tcp.flight[side].clear();
@@ -543,7 +570,11 @@ impl World {
         }
         for (a, b) in self.pairs() {
             if a == who || b == who {
-                self.check_link(a, b);
+                if let Some(link) = self.link_mut(a, b) {
+                    link.told.remove(&who);
+                }
+                let wait = if silent { self.random.millis(500, 3_000) } else { Duration::ZERO };
+                self.after(wait, Event::LinkCheck { a, b });
             }
         }
         self.after(lasts.max(Duration::from_millis(1)), Event::Restart(who));
@@ -595,6 +626,15 @@ impl World {
         self.turn(who, Input::Timeout);
         for (a, b) in self.pairs() {
             if a == who || b == who {
+                // After a silent death the other end learns from the first answer that the old
+                // link is gone.
+                let Some(link) = self.link_mut(a, b) else { continue };
+                if link.epoch % 2 == 1 {
+                    link.epoch += 1;
+                    let (epoch, other) = (link.epoch, a + b - who);
+                    let wait = self.latency();
+                    self.after(wait, Event::PeerLink { who: other, peer: who, up: false, epoch });
+                }
                 let wait = self.random.millis(5, 2_000);
                 self.after(wait, Event::LinkCheck { a, b });
             }
@@ -845,7 +885,7 @@ impl World {
         }
         let mut doom = None;
         match &mut self.slots[who].doom {
-            Some((0, moment, lasts)) => doom = Some((*moment, *lasts)),
+            Some((0, moment, lasts, silent)) => doom = Some((*moment, *lasts, *silent)),
             Some((turns, ..)) => *turns -= 1,
             None => {}
         }
@@ -870,7 +910,7 @@ impl World {
                     Output::Bgp(output) => bgp.push(output),
                     Output::Signal { to, signal } => signals.push((to, signal)),
                     Output::Forwarding(change) if self.plan.forwarding == 0 => {
-                        applied.extend(self.to_kernel(who, &change));
+                        applied.extend(self.write_kernel(who, &change));
                     }
                     Output::Forwarding(change) => {
                         let wait = self.random.micros(0, self.plan.forwarding);
@@ -890,12 +930,13 @@ impl World {
                 }
             }
         }
-        let moment = doom.map(|(moment, _)| moment);
+        let moment = doom.map(|(moment, ..)| moment);
         if moment != Some(Moment::BeforeCommit) {
             for (prefix, record) in records {
                 if self.verbose {
                     self.say(|| format!("  {who} stores {prefix} {record:?}"));
                 }
+                self.last_change = now;
                 self.slots[who].store.insert(prefix, record);
             }
             let told = !matches!(moment, Some(Moment::AfterCommit));
@@ -927,8 +968,8 @@ impl World {
         };
         self.slots[who].actor = Some(actor);
         self.check_generations(who, doom.is_some());
-        if let Some((_, lasts)) = doom {
-            self.crash(who, lasts);
+        if let Some((_, lasts, silent)) = doom {
+            self.crash(who, lasts, silent);
         }
     }
 
@@ -953,7 +994,7 @@ impl World {
         }
     }
 
-    fn to_kernel(&mut self, who: usize, change: &ForwardingChange) -> Option<Applied> {
+    fn write_kernel(&mut self, who: usize, change: &ForwardingChange) -> Option<Applied> {
         let text = format!("{who} kernel {change:?}");
         self.mix(text.as_bytes());
         self.say(|| format!("  {text}"));
@@ -982,6 +1023,9 @@ impl World {
                 }
                 speaker::Output::Send { conn, bytes } => {
                     self.mix(&bytes);
+                    if bytes.len() > KEEPALIVE_LEN {
+                        self.last_change = self.now;
+                    }
                     self.send(who, conn, bytes);
                 }
                 speaker::Output::Close { conn } => self.close(who, conn),
@@ -1121,6 +1165,12 @@ impl World {
             }
             let Some((_, item)) = tcp.flight[side].pop_front() else { return };
             if !tcp.open[side] {
+                // A machine that is up answers with a reset; a dead one does not.
+                let unknown = matches!(item, Item::Octets(_)) && tcp.open[1 - side];
+                if unknown && self.is_alive(who) {
+                    let wait = self.latency();
+                    self.fly(id, 1 - side, wait, Item::Fin);
+                }
                 continue;
             }
             let is_router = matches!(self.slots[who].actor, Some(Actor::Router(_)));
@@ -1157,6 +1207,30 @@ impl World {
         }
         if ended {
             self.router_closed(who, id);
+        }
+        self.watch_router(who);
+    }
+
+    /// How long the routers of the world lead a host's traffic astray.
+    fn watch_router(&mut self, who: usize) {
+        let now = self.now;
+        let Some(Actor::Router(router)) = &self.slots[who].actor else { return };
+        for (i, host) in self.hosts.iter().enumerate() {
+            let hop = router.forward(host.addrs[0]).map(|r| r.next_hop);
+            let right = host.at.is_none_or(|place| hop == Some(addr(place.anchor).into()));
+            if right {
+                self.righted.insert((who, i), host.stay);
+                if let Some(since) = self.misled.remove(&(who, i)) {
+                    self.misled_longest = self.misled_longest.max(now - since);
+                }
+            } else {
+                if self.righted.get(&(who, i)) == Some(&host.stay) {
+                    self.righted.remove(&(who, i));
+                    let text = format!("{now}: router {who} left host {i} for {hop:?}");
+                    self.relapses.push(text);
+                }
+                self.misled.entry((who, i)).or_insert(now);
+            }
         }
     }
 
@@ -1226,7 +1300,14 @@ impl World {
                 wait += self.random.micros(0, self.plan.jitter);
             }
             let signal = Box::new(signal.clone());
-            self.after(wait, Event::Signal { from, to, epoch, signal });
+            let mut at = self.now + wait;
+            if self.plan.jitter == 0 {
+                // In order, as a stream.
+                let last = self.signalled.entry((from, to)).or_default();
+                at = at.max(*last);
+                *last = at;
+            }
+            self.at(at, Event::Signal { from, to, epoch, signal });
         }
     }
 
@@ -1237,7 +1318,20 @@ impl World {
         // One clock per stay: a move starts a new one.
         let Some(place) = h.at.filter(|_| h.stay == stay) else { return };
         let (mac, every) = (h.mac, h.talks_every);
-        let ip = h.addrs[self.random.index(self.hosts[host].addrs.len())];
+        let addrs = h.addrs.clone();
+        let arrived = !std::mem::replace(&mut self.hosts[host].spoke, true);
+        // Whichever address it uses first moves all of them that are known.
+        let all = arrived && self.plan.calm;
+        let one = addrs[self.random.index(addrs.len())];
+        for ip in addrs.into_iter().filter(|ip| all || *ip == one) {
+            self.speak(place, mac, ip);
+        }
+        let quiet = self.now > self.plan.end + Duration::from_secs(20);
+        let every = if quiet { every * 4 } else { every };
+        self.after(every, Event::Talk { host, stay });
+    }
+
+    fn speak(&mut self, place: Place, mac: MacAddr, ip: IpAddr) {
         let octets = match ip {
             IpAddr::V4(ip) => match self.random.below(3) {
                 0 => arp(mac, ip, GATEWAY, None),
@@ -1264,9 +1358,6 @@ impl World {
             self.random.micros(0, 300)
         };
         self.after(wait, Event::Frame { to: place.anchor, link: place.link, octets });
-        let quiet = self.now > self.plan.end + Duration::from_secs(20);
-        let every = if quiet { every * 4 } else { every };
-        self.after(every, Event::Talk { host, stay });
     }
 
     /// The host answers the router's probe, if it is there.
