@@ -38,6 +38,8 @@ pub struct IecConfig {
 pub struct Evidence {
     /// Somebody else held the prefix, or may have.
     pub held_elsewhere: bool,
+    /// Whoever held it is known to have let go.
+    pub confirmed: bool,
     /// Where the node is attached, when this node delivers to it.
     pub attachment: Option<Attachment>,
 }
@@ -98,16 +100,32 @@ struct Entry {
     /// FE_E of this node has an entry.
     delivered: bool,
     held_elsewhere: bool,
+    confirmed: bool,
+}
+
+/// The deadlines of the entries in `Preparing` and in `Claimed`, once each: an entry that leaves
+/// its stage takes its deadline along, so neither can outgrow the location database.
+#[derive(Debug, Default)]
+struct Deadlines {
+    preparing: BTreeSet<(Instant, Prefix)>,
+    settling: BTreeSet<(Instant, Prefix)>,
+}
+
+impl Deadlines {
+    fn forget(&mut self, prefix: Prefix, stage: Stage) {
+        match stage {
+            Stage::Preparing { deadline } => self.preparing.remove(&(deadline, prefix)),
+            Stage::Claimed { settle_at } => self.settling.remove(&(settle_at, prefix)),
+            Stage::Settled | Stage::Home => false,
+        };
+    }
 }
 
 #[derive(Debug)]
 pub struct Iec {
     config: IecConfig,
     entries: HashMap<Prefix, Entry, FixedState>,
-    /// The deadlines of the entries in `Preparing` and in `Claimed`, once each: an entry that leaves
-    /// its stage takes its deadline along, so neither can outgrow the location database.
-    preparing: BTreeSet<(Instant, Prefix)>,
-    settling: BTreeSet<(Instant, Prefix)>,
+    deadlines: Deadlines,
     /// By family, as [`Family::ALL`].
     announced: [usize; 2],
 }
@@ -117,8 +135,7 @@ impl Iec {
         Self {
             config,
             entries: HashMap::with_hasher(FixedState::with_seed(seed)),
-            preparing: BTreeSet::new(),
-            settling: BTreeSet::new(),
+            deadlines: Deadlines::default(),
             announced: [0; 2],
         }
     }
@@ -180,10 +197,12 @@ impl Iec {
     ) {
         let prefix = binding.prefix;
         let deadline = now + self.config.prepare_max;
-        self.forget_deadline(prefix);
         let before = self.entries.get(&prefix);
+        if let Some(before) = before {
+            self.deadlines.forget(prefix, before.stage);
+        }
         let announced = before.is_some_and(|e| e.announced);
-        let entry = Entry {
+        let mut entry = Entry {
             anchor: binding.anchor,
             fe_e: binding.fe_e,
             at_home: binding.is_at_home(),
@@ -193,21 +212,22 @@ impl Iec {
             announced,
             delivered: evidence.attachment.is_some() || before.is_some_and(|e| e.delivered),
             held_elsewhere: evidence.held_elsewhere || announced,
+            confirmed: evidence.confirmed,
         };
-        self.entries.insert(prefix, entry);
         match evidence.attachment {
             Some(attachment) => {
-                self.preparing.insert((deadline, prefix));
+                self.deadlines.preparing.insert((deadline, prefix));
                 out.push(Output::Policy(PolicyChange::Deliver { prefix, attachment, revision }));
             }
             // FE_E is elsewhere and was ready before it told us.
-            None => self.switch(prefix, now, out),
+            None => self.switch_entry(prefix, &mut entry, now, out),
         }
+        self.entries.insert(prefix, entry);
     }
 
     fn handle_gone(&mut self, prefix: Prefix, revision: Revision, out: &mut Vec<Output>) {
-        self.forget_deadline(prefix);
         let Some(entry) = self.entries.remove(&prefix) else { return };
+        self.deadlines.forget(prefix, entry.stage);
         if entry.announced {
             self.announced[prefix.family() as usize] -= 1;
             out.push(Output::Policy(PolicyChange::Withdraw { prefix }));
@@ -237,8 +257,20 @@ impl Iec {
 
     /// FE_E is ready: FE_I everywhere may switch.
     fn switch(&mut self, prefix: Prefix, now: Instant, out: &mut Vec<Output>) {
-        self.forget_deadline(prefix);
-        let Some(entry) = self.entries.get_mut(&prefix) else { return };
+        let Some(mut entry) = self.entries.remove(&prefix) else { return };
+        self.deadlines.forget(prefix, entry.stage);
+        self.switch_entry(prefix, &mut entry, now, out);
+        self.entries.insert(prefix, entry);
+    }
+
+    /// `entry` has no deadline any more; here it gets its next one.
+    fn switch_entry(
+        &mut self,
+        prefix: Prefix,
+        entry: &mut Entry,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
         let revision = entry.revision;
         // Without BGP there is nothing to outbid, and home is for the controllers to judge.
         let is_client = matches!(self.config.scope, Scope::Client { .. });
@@ -251,11 +283,17 @@ impl Iec {
             if is_client { Preference::Settled } else { Preference::Claim(entry.generation) };
         self.announced[prefix.family() as usize] += usize::from(!entry.announced);
         entry.announced = true;
-        entry.stage = Stage::Settled;
-        let delay = if entry.held_elsewhere {
+        let delay = if entry.held_elsewhere && !entry.confirmed {
             self.config.settle_unconfirmed
         } else {
             self.config.settle_delay
+        };
+        entry.stage = if is_client {
+            Stage::Settled
+        } else {
+            let settle_at = now + delay;
+            self.deadlines.settling.insert((settle_at, prefix));
+            Stage::Claimed { settle_at }
         };
         out.push(Output::Policy(PolicyChange::Announce {
             prefix,
@@ -264,36 +302,20 @@ impl Iec {
             preference,
         }));
         out.push(Output::Announced { prefix, revision });
-        if !is_client {
-            self.settle_at(prefix, now + delay);
-        }
-    }
-
-    fn settle_at(&mut self, prefix: Prefix, settle_at: Instant) {
-        self.forget_deadline(prefix);
-        if let Some(entry) = self.entries.get_mut(&prefix) {
-            entry.stage = Stage::Claimed { settle_at };
-            self.settling.insert((settle_at, prefix));
-        }
-    }
-
-    fn forget_deadline(&mut self, prefix: Prefix) {
-        match self.entries.get(&prefix).map(|e| e.stage) {
-            Some(Stage::Preparing { deadline }) => self.preparing.remove(&(deadline, prefix)),
-            Some(Stage::Claimed { settle_at }) => self.settling.remove(&(settle_at, prefix)),
-            Some(Stage::Settled | Stage::Home) | None => false,
-        };
     }
 
     /// The previous anchor said that it let go. The claim of an entry that has been confirmed
     /// before keeps its deadline if that is sooner.
     pub fn handle_confirmed(&mut self, prefix: Prefix, now: Instant) {
         let soon = now + self.config.settle_delay;
-        match self.entries.get(&prefix) {
-            Some(Entry { stage: Stage::Claimed { settle_at }, .. }) if *settle_at > soon => {
-                self.settle_at(prefix, soon);
+        let Some(entry) = self.entries.get_mut(&prefix) else { return };
+        match entry.stage {
+            Stage::Claimed { settle_at } if settle_at > soon => {
+                self.deadlines.forget(prefix, entry.stage);
+                self.deadlines.settling.insert((soon, prefix));
+                entry.stage = Stage::Claimed { settle_at: soon };
             }
-            Some(_) | None => {}
+            Stage::Preparing { .. } | Stage::Claimed { .. } | Stage::Settled | Stage::Home => {}
         }
     }
 
@@ -315,15 +337,15 @@ impl Iec {
     /// When to call [`Self::handle_timeout`] next.
     pub fn poll_timeout(&self) -> Option<Instant> {
         let first = |set: &BTreeSet<(Instant, Prefix)>| set.first().map(|&(at, _)| at);
-        first(&self.preparing).into_iter().chain(first(&self.settling)).min()
+        first(&self.deadlines.preparing).into_iter().chain(first(&self.deadlines.settling)).min()
     }
 
     pub fn handle_timeout(&mut self, now: Instant, out: &mut Vec<Output>) {
-        while let Some(&(at, prefix)) = self.preparing.first() {
+        while let Some(&(at, prefix)) = self.deadlines.preparing.first() {
             if at > now {
                 break;
             }
-            self.preparing.pop_first();
+            self.deadlines.preparing.pop_first();
             if let Some(entry) = self.entries.get(&prefix) {
                 out.push(Output::Unconfirmed { prefix, revision: entry.revision });
             }
@@ -331,9 +353,9 @@ impl Iec {
         }
         // Bounded per call, so that a million settling routes do not stall the sessions.
         for _ in 0..SETTLE_PER_CALL {
-            match self.settling.first() {
+            match self.deadlines.settling.first() {
                 Some(&(at, prefix)) if at <= now => {
-                    self.settling.pop_first();
+                    self.deadlines.settling.pop_first();
                     self.settle(prefix, out);
                 }
                 Some(_) | None => break,
@@ -424,7 +446,8 @@ mod tests {
             .collect()
     }
 
-    const AWAY: Evidence = Evidence { held_elsewhere: true, attachment: Some(HERE) };
+    const AWAY: Evidence =
+        Evidence { held_elsewhere: true, confirmed: false, attachment: Some(HERE) };
 
     #[test]
     fn fe_e_first_then_the_claim_then_the_shared_route() {
@@ -465,7 +488,7 @@ mod tests {
     fn at_home_there_is_no_mobility_state() {
         let mut iec = iec(Scope::Distributed { own: A });
         let mut out = Vec::new();
-        let first = Evidence { held_elsewhere: false, attachment: Some(HERE) };
+        let first = Evidence { held_elsewhere: false, confirmed: false, attachment: Some(HERE) };
         iec.handle_change(&change(A, 1, 1), first, at(0), &mut out);
         iec.handle_applied(prefix(), Revision(1), at(0), &mut out);
         assert_eq!(words(&mut out), ["deliver", "announced"]);
@@ -522,7 +545,7 @@ mod tests {
         let gone = BindingChange { new: None, ..change(B, 2, 2) };
         iec.handle_change(
             &gone,
-            Evidence { held_elsewhere: true, attachment: None },
+            Evidence { held_elsewhere: true, confirmed: false, attachment: None },
             at(1),
             &mut out,
         );
@@ -536,7 +559,7 @@ mod tests {
     fn a_controller_announces_for_others_at_once_and_replaces_in_place() {
         let mut iec = iec(Scope::Controller);
         let mut out = Vec::new();
-        let remote = Evidence { held_elsewhere: false, attachment: None };
+        let remote = Evidence { held_elsewhere: false, confirmed: false, attachment: None };
         iec.handle_change(&change(B, 2, 1), remote, at(0), &mut out);
         assert_eq!(words(&mut out), ["announce 1000002", "announced"]);
         iec.handle_change(&change(AnchorId(3), 3, 2), remote, at(1), &mut out);
@@ -553,7 +576,7 @@ mod tests {
     fn a_client_reports_nodes_at_home_too_and_has_nothing_to_settle() {
         let mut iec = iec(Scope::Client { own: A });
         let mut out = Vec::new();
-        let first = Evidence { held_elsewhere: false, attachment: Some(HERE) };
+        let first = Evidence { held_elsewhere: false, confirmed: false, attachment: Some(HERE) };
         iec.handle_change(&change(A, 1, 1), first, at(0), &mut out);
         iec.handle_applied(prefix(), Revision(1), at(0), &mut out);
         assert_eq!(words(&mut out), ["deliver", "announce 200", "announced"]);

@@ -180,7 +180,8 @@ impl Node {
                     }),
                     ..held.clone()
                 };
-                let evidence = Evidence { held_elsewhere: true, attachment: None };
+                let evidence =
+                    Evidence { held_elsewhere: true, confirmed: false, attachment: None };
                 let _ = self.apply_binding(binding, evidence, now, out);
             }
             Some(claim) if claim < held.claim() => self.reassert(prefix, heard.anchor, now, out),
@@ -301,7 +302,8 @@ impl Node {
         }
         // Somebody may hold it whom we have not heard yet: the claim goes out with its generation.
         let attachment = self.anchor.attachment_of(binding.prefix);
-        let evidence = Evidence { held_elsewhere: !binding.is_at_home(), attachment };
+        let held_elsewhere = !binding.is_at_home();
+        let evidence = Evidence { held_elsewhere, confirmed: false, attachment };
         for change in &changes {
             let mut wishes = Vec::new();
             self.iec.handle_change(change, evidence, now, &mut wishes);

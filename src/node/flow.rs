@@ -466,7 +466,7 @@ impl Node {
             let mut said = Vec::new();
             // One that another node has here stays with it.
             if p == prefix || self.anchor.handle_import(&mn, &[p], &mut said).is_ok() {
-                let evidence = Evidence { held_elsewhere, attachment };
+                let evidence = Evidence { held_elsewhere, confirmed: false, attachment };
                 let verdict = self.apply_binding(binding, evidence, now, out);
                 if verdict.is_err() {
                     self.end_handover(p);
@@ -760,7 +760,7 @@ impl Node {
         let mut changes = Vec::new();
         self.location.remove(prefix, claim, &mut changes);
         for change in &changes {
-            let evidence = Evidence { held_elsewhere: true, attachment: None };
+            let evidence = Evidence { held_elsewhere: true, confirmed: false, attachment: None };
             self.carry_change(change, evidence, now, out);
             // What the store had is delivered before the iec knows of it: it cannot release that.
             if self.egress.find(prefix).is_some() {
@@ -882,7 +882,7 @@ impl Node {
         };
         let binding = Binding { generation, ..held.clone() };
         let attachment = self.anchor_of(prefix);
-        let evidence = Evidence { held_elsewhere: true, attachment };
+        let evidence = Evidence { held_elsewhere: true, confirmed: false, attachment };
         let _ = self.apply_binding(binding, evidence, now, out);
     }
 
@@ -941,8 +941,10 @@ impl Node {
         let detail = detail.into();
         let bound = self.location.find(prefix);
         let mn = mn.or_else(|| bound.map(|b| b.mn.clone()));
-        let known = self.location.known_claim(prefix);
-        let generation = known.map_or(Generation::NONE, |c| c.generation);
+        let generation = match bound {
+            Some(binding) => binding.generation,
+            None => self.location.known_claim(prefix).map_or(Generation::NONE, |c| c.generation),
+        };
         tracing::debug!(
             %prefix, mn = mn.as_ref().map(MnId::as_str), generation = generation.0, ?phase,
             peer = peer.map(tracing::field::display), detail = detail.as_str(), "handover"

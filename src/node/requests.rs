@@ -101,8 +101,14 @@ impl Node {
             None => Lifetime::WhileAttached,
         };
         let moved = held.is_none_or(|b| b.anchor != anchor);
-        let known =
-            self.next_generation(prefix).ok_or(crate::location::LocationError::GenerationEnd)?;
+        let heard = self.heard(prefix);
+        let remembered =
+            self.location.known_claim(prefix).map_or(Generation::NONE, |c| c.generation);
+        let heard_generation = heard.and_then(|h| h.generation).unwrap_or_default();
+        let known = remembered
+            .max(heard_generation)
+            .next()
+            .ok_or(crate::location::LocationError::GenerationEnd)?;
         let generation = match held {
             // The same statement again refreshes the lease and is no move.
             Some(held) if !moved => held.generation,
@@ -117,7 +123,7 @@ impl Node {
             generation,
             lifetime,
         };
-        let held_elsewhere = held.is_some() && moved || self.heard(prefix).is_some();
+        let held_elsewhere = held.is_some() && moved || heard.is_some();
         if moved {
             self.record(
                 now,
@@ -136,7 +142,7 @@ impl Node {
                 self.counters.attaches_initial += 1;
             }
         }
-        let evidence = Evidence { held_elsewhere, attachment: None };
+        let evidence = Evidence { held_elsewhere, confirmed: true, attachment: None };
         if let Err(error) = self.apply_binding(binding, evidence, now, out) {
             self.underway.remove(&prefix);
             return Err(error.into());
@@ -346,12 +352,11 @@ impl Node {
         let held_elsewhere = moved || self.heard(prefix).is_some();
         let mode = if moved { Mode::Reactive } else { Mode::Initial };
         self.underway.insert(prefix, Underway { since: now, mode, by: Sighting::Api, pma: None });
-        let evidence = Evidence { held_elsewhere, attachment: None };
+        let evidence = Evidence { held_elsewhere, confirmed: true, attachment: None };
         let verdict = self.apply_binding(binding, evidence, now, out);
         use crate::location::Applied as Verdict;
         match verdict {
             Ok(Verdict::Newer | Verdict::TieWon { .. }) => {
-                self.iec.handle_confirmed(prefix, now);
                 // The one who had it may have been away when its successor asked around.
                 if let (Some(old), Some(new)) =
                     (known.filter(|_| moved), self.location.find(prefix))
