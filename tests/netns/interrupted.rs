@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
-use super::lab::wait_until;
+use super::lab::{folder_of_labs, wait_until};
 use super::{Result, may_build_labs};
 
 /// The program `lab` is built by `cargo test` beside the tests.
@@ -22,7 +22,8 @@ fn up() -> Result<Child> {
         .stdout(Stdio::piped())
         .spawn()?;
     let mut said = String::new();
-    if let Some(stdout) = runner.stdout.take() {
+    // It stays open: a runner that cannot print ends of that, and not of our signal.
+    if let Some(stdout) = &mut runner.stdout {
         BufReader::new(stdout).read_line(&mut said)?;
     }
     assert!(said.contains("is up"), "{said}");
@@ -41,6 +42,10 @@ fn namespaces(runner: &Child) -> Result<Vec<String>> {
     Ok(found)
 }
 
+fn folder(runner: &Child) -> PathBuf {
+    folder_of_labs().join(format!("ibgp-flat-{}", runner.id()))
+}
+
 fn signal(runner: &Child, signal: i32) {
     // SAFETY: a system call; the pid is ours until it has been waited for.
     unsafe { libc::kill(runner.id().cast_signed(), signal) };
@@ -56,6 +61,7 @@ fn an_interrupted_runner_has_cleaned_up_when_it_ends() -> Result<()> {
         signal(&runner, number);
         runner.wait()?;
         assert_eq!(namespaces(&runner)?, [""; 0]);
+        assert!(!folder(&runner).exists());
     }
     Ok(())
 }
@@ -69,6 +75,6 @@ fn a_killed_runner_is_cleaned_up_after() -> Result<()> {
     signal(&runner, libc::SIGKILL);
     runner.wait()?;
     wait_until("the guard removes the lab", Duration::from_secs(10), || {
-        Ok(namespaces(&runner)?.is_empty().then_some(()))
+        Ok((namespaces(&runner)?.is_empty() && !folder(&runner).exists()).then_some(()))
     })
 }
