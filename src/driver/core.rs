@@ -78,7 +78,6 @@ pub struct State {
     pub node: Node,
     pub forwarding: Option<Forwarding>,
     pub store: Option<Store>,
-    pub store_error: Option<String>,
     pub connections: Connections,
     pub links: Links,
     pub access: Access,
@@ -117,7 +116,6 @@ impl State {
             node,
             forwarding,
             store,
-            store_error: None,
             connections: Connections::default(),
             links,
             access,
@@ -335,20 +333,9 @@ impl Core {
 
     fn commit(&self, state: &mut State) {
         let Some(store) = &mut state.store else { return };
-        let result = store.commit();
-        match (result, &state.store_error) {
-            (Ok(()), None) => {}
-            (Ok(()), Some(_)) => {
-                tracing::info!("the state directory takes writes again");
-                state.store_error = None;
-            }
-            (Err(error), before) => {
-                self.metrics.store_errors.inc();
-                if before.is_none() {
-                    tracing::error!(%error, "routing goes on, but a restart would not know of it");
-                }
-                state.store_error = Some(error.to_string());
-            }
+        if let Err(error) = store.commit() {
+            self.metrics.store_errors.inc();
+            tracing::error!(%error, "routing goes on, but a restart would not know of it");
         }
     }
 
@@ -422,26 +409,43 @@ impl Core {
         }
     }
 
-    /// Runs for ever: brings what has been committed to the disk, from a thread of its own.
+    /// Runs for ever: brings what has been committed to the disk, from a thread of its own, and
+    /// repairs a store that has failed.
     pub async fn run_syncs(self: Rc<Self>) {
-        let Some(sync) = self.state.borrow().store.as_ref().map(Store::syncer) else { return };
-        let sync = std::sync::Arc::new(sync);
+        let mut repair_at = self.now();
         loop {
             tokio::time::sleep(super::store::SYNC_EVERY).await;
-            let due = match &mut self.state.borrow_mut().store {
-                Some(store) => store.take_unsynced(),
+            if self.now() >= repair_at {
+                repair_at = self.now() + super::store::REPAIR_EVERY;
+                self.repair_store().await;
+            }
+            let sync = match &mut self.state.borrow_mut().store {
+                Some(store) => store.take_sync(),
                 None => return,
             };
-            if !due {
-                continue;
-            }
-            let sync = std::sync::Arc::clone(&sync);
-            let result: Result<Result<(), StoreError>, _> =
-                tokio::task::spawn_blocking(move || sync()).await;
-            if let Ok(Err(error)) = result {
+            let Some(sync) = sync else { continue };
+            let result = tokio::task::spawn_blocking(sync).await;
+            if let Err(error) = result.unwrap_or(Err(StoreError::Interrupted)) {
                 self.metrics.store_errors.inc();
-                self.state.borrow_mut().store_error = Some(error.to_string());
+                tracing::error!(%error, "routing goes on, but a power cut would lose the last changes");
+                if let Some(store) = &mut self.state.borrow_mut().store {
+                    store.handle_sync_error(error);
+                }
             }
+        }
+    }
+
+    async fn repair_store(&self) {
+        let repair = self.state.borrow_mut().store.as_mut().and_then(Store::start_repair);
+        let Some(repair) = repair else { return };
+        let repaired = tokio::task::spawn_blocking(move || repair.run()).await;
+        let mut state = self.state.borrow_mut();
+        // A repair that panics leaves the store without a disk; the next one starts from there.
+        let (Some(store), Ok(repaired)) = (&mut state.store, repaired) else { return };
+        if store.end_repair(repaired) {
+            tracing::info!("the state directory takes writes again");
+        } else {
+            self.metrics.store_errors.inc();
         }
     }
 }

@@ -111,10 +111,7 @@ impl Core {
                 .collect(),
             attributes: views::attributes_from(&view.attributes)?,
         };
-        self.turn(|node, now, out| {
-            let own = node.own();
-            node.put_context(&context, own, None, now, out)
-        })?;
+        self.turn(|node, now, out| node.put_context(&context, now, out))?;
         self.accepted(&view.mn)
     }
 

@@ -6,11 +6,13 @@
 //! disk, so that a power cut loses at most that much, and generations learnt from the peers on the
 //! way up close the gap.
 //!
-//! A disk that is full or broken does not stop routing: the error is returned, shown by `status`
-//! and counted, and the records wait in memory ([`PENDING_MAX`], newest per prefix) for the disk.
+//! A disk that is full or broken does not stop routing: the error is shown by `status` and counted,
+//! and the records wait in memory ([`PENDING_MAX`], newest per prefix). Every [`REPAIR_EVERY`] a
+//! thread opens the store anew, since a database that has once failed to write refuses to go on,
+//! and brings the waiting records in.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -20,8 +22,12 @@ use crate::types::{AnchorId, Claim, Generation, Locator, MacAddr, MnId, Prefix};
 /// Longest time for which an answered change is only in the page cache.
 pub const SYNC_EVERY: Duration = Duration::from_millis(50);
 
-/// Prefixes whose record waits for a disk that refuses writes; beyond it the state on disk is
-/// given up as a whole and rewritten when the disk comes back.
+/// Between two tries to bring a failed store back.
+pub const REPAIR_EVERY: Duration = Duration::from_secs(2);
+
+/// Prefixes whose record waits for a disk that refuses writes. Beyond it the record of one more
+/// prefix is not kept: a restart would then not know of it, or know an older state, which the
+/// claims of the peers correct.
 pub const PENDING_MAX: usize = 1_000_000;
 
 /// What is kept of a binding.
@@ -50,12 +56,34 @@ pub enum Record {
     Gone(Claim),
 }
 
-/// A place for records.
-pub struct Store {
+/// The database and its one table.
+#[derive(Clone)]
+struct Disk {
     db: fjall::Database,
     records: fjall::Keyspace,
+}
+
+/// A place for records.
+pub struct Store {
+    dir: PathBuf,
+    /// `None` while a thread repairs it.
+    disk: Option<Disk>,
     pending: BTreeMap<Prefix, Record>,
     unsynced: bool,
+    error: Option<StoreError>,
+}
+
+/// What a thread needs to bring a failed store back, see [`Store::start_repair`].
+pub struct Repair {
+    dir: PathBuf,
+    failed: Option<Disk>,
+    waiting: BTreeMap<Prefix, Record>,
+}
+
+/// The outcome, for [`Store::end_repair`].
+pub struct Repaired {
+    result: Result<Disk, StoreError>,
+    waiting: BTreeMap<Prefix, Record>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -64,8 +92,12 @@ pub enum StoreError {
     Open { path: String, source: fjall::Error },
     #[error("cannot read the stored state: {0}")]
     Read(fjall::Error),
-    #[error("cannot write the state, {waiting} records wait: {source}")]
-    Write { waiting: usize, source: fjall::Error },
+    #[error("cannot write the state: {0}")]
+    Write(fjall::Error),
+    #[error("the disk does not take the state: {0}")]
+    Sync(fjall::Error),
+    #[error("the repair of the state was interrupted")]
+    Interrupted,
     #[error("a stored record is damaged: {0}")]
     Damaged(String),
 }
@@ -85,17 +117,51 @@ fn prefix_of(key: &[u8]) -> Option<Prefix> {
     }
 }
 
-impl Store {
-    /// Opens or makes the store in `dir`.
-    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+impl Disk {
+    fn open(dir: &Path) -> Result<Self, StoreError> {
         let open = || {
             let db = fjall::Database::builder(dir).worker_threads(1).open()?;
             let records = db.keyspace("bindings", fjall::KeyspaceCreateOptions::default)?;
-            Ok((db, records))
+            Ok(Self { db, records })
         };
-        let (db, records) = open()
-            .map_err(|source| StoreError::Open { path: dir.display().to_string(), source })?;
-        Ok(Self { db, records, pending: BTreeMap::new(), unsynced: false })
+        open().map_err(|source| StoreError::Open { path: dir.display().to_string(), source })
+    }
+
+    fn write(&self, records: &BTreeMap<Prefix, Record>) -> Result<(), StoreError> {
+        let mut batch = self.db.batch();
+        for (&prefix, record) in records {
+            let value = serde_json::to_vec(record).expect("a record is plain data");
+            batch.insert(&self.records, key(prefix), value);
+        }
+        let written = batch.durability(Some(fjall::PersistMode::Buffer)).commit();
+        written.map_err(StoreError::Write)
+    }
+}
+
+impl Repair {
+    /// Takes its time: for a thread of its own.
+    pub fn run(self) -> Repaired {
+        let Self { dir, failed, waiting } = self;
+        drop(failed); // it holds the lock
+        let result = Disk::open(&dir).and_then(|disk| {
+            disk.write(&waiting)?;
+            disk.db.persist(fjall::PersistMode::SyncData).map_err(StoreError::Sync)?;
+            Ok(disk)
+        });
+        Repaired { result, waiting }
+    }
+}
+
+impl Store {
+    /// Opens or makes the store in `dir`.
+    pub fn open(dir: &Path) -> Result<Self, StoreError> {
+        Ok(Self {
+            dir: dir.to_owned(),
+            disk: Some(Disk::open(dir)?),
+            pending: BTreeMap::new(),
+            unsynced: false,
+            error: None,
+        })
     }
 
     /// All records, by prefix. A damaged one is an error for its own prefix only: it is passed to
@@ -105,7 +171,7 @@ impl Store {
         mut damaged: impl FnMut(StoreError),
     ) -> Result<Vec<(Prefix, Record)>, StoreError> {
         let mut all = Vec::new();
-        for item in self.records.iter() {
+        for item in self.disk.iter().flat_map(|disk| disk.records.iter()) {
             let (key, value) = item.into_inner().map_err(StoreError::Read)?;
             let record = serde_json::from_slice(&value).map_err(|e| e.to_string());
             match (prefix_of(&key), record) {
@@ -121,42 +187,71 @@ impl Store {
 
     /// Takes a record for the next [`Self::commit`]; a newer one replaces an older one.
     pub fn put(&mut self, prefix: Prefix, record: Record) {
-        if self.pending.len() < PENDING_MAX || self.pending.contains_key(&prefix) {
+        let known = self.pending.contains_key(&prefix);
+        if known || self.pending.len() < PENDING_MAX {
             self.pending.insert(prefix, record);
         }
     }
 
     /// Writes what was put since the last commit, all or nothing, and lets it survive the process.
-    /// On error everything is kept for the next try.
-    pub fn commit(&mut self) -> Result<(), StoreError> {
+    /// On error everything is kept for the repair; until then there is nothing to be tried.
+    pub fn commit(&mut self) -> Result<(), &StoreError> {
+        let Some(disk) = self.disk.as_ref().filter(|_| self.error.is_none()) else { return Ok(()) };
         if self.pending.is_empty() {
             return Ok(());
         }
-        let mut batch = self.db.batch();
-        for (&prefix, record) in &self.pending {
-            let value = serde_json::to_vec(record).expect("a record is plain data");
-            batch.insert(&self.records, key(prefix), value);
-        }
-        let written = batch.durability(Some(fjall::PersistMode::Buffer)).commit();
-        written.map_err(|source| StoreError::Write { waiting: self.pending.len(), source })?;
-        self.pending.clear();
-        self.unsynced = true;
-        Ok(())
-    }
-
-    /// Lets what is committed survive a power cut, too. The driver calls it every [`SYNC_EVERY`],
-    /// from a thread of its own: a disk may take its time.
-    pub fn syncer(&self) -> impl Fn() -> Result<(), StoreError> + Send + 'static {
-        let db = self.db.clone();
-        move || {
-            db.persist(fjall::PersistMode::SyncData)
-                .map_err(|source| StoreError::Write { waiting: 0, source })
+        match disk.write(&self.pending) {
+            Ok(()) => {
+                self.pending.clear();
+                self.unsynced = true;
+                Ok(())
+            }
+            Err(error) => Err(self.error.insert(error)),
         }
     }
 
-    /// True once after a commit that has not been synced.
-    pub fn take_unsynced(&mut self) -> bool {
-        std::mem::take(&mut self.unsynced)
+    /// Why nothing is written, and how much waits.
+    pub fn trouble(&self) -> Option<String> {
+        let error = self.error.as_ref()?;
+        Some(format!("{error}; {} records wait", self.pending.len()))
+    }
+
+    /// What lets that which is committed survive a power cut, too; `None` when nothing is new. The
+    /// driver asks every [`SYNC_EVERY`] and calls it in a thread: a disk may take its time.
+    pub fn take_sync(
+        &mut self,
+    ) -> Option<impl FnOnce() -> Result<(), StoreError> + Send + 'static> {
+        let disk = self.disk.clone().filter(|_| std::mem::take(&mut self.unsynced))?;
+        Some(move || disk.db.persist(fjall::PersistMode::SyncData).map_err(StoreError::Sync))
+    }
+
+    /// The disk did not take what was committed: the store is to be repaired.
+    pub fn handle_sync_error(&mut self, error: StoreError) {
+        self.error.get_or_insert(error);
+    }
+
+    /// What to repair, if the store has failed. Records go on being put meanwhile.
+    pub fn start_repair(&mut self) -> Option<Repair> {
+        self.error.as_ref()?;
+        let waiting = std::mem::take(&mut self.pending);
+        Some(Repair { dir: self.dir.clone(), failed: self.disk.take(), waiting })
+    }
+
+    /// True when the store works again.
+    pub fn end_repair(&mut self, Repaired { result, waiting }: Repaired) -> bool {
+        match result {
+            Ok(disk) => {
+                self.disk = Some(disk);
+                self.error = None;
+            }
+            Err(error) => {
+                self.error = Some(error);
+                for (prefix, record) in waiting {
+                    self.pending.entry(prefix).or_insert(record); // what came meanwhile is newer
+                }
+            }
+        }
+        self.error.is_none()
     }
 }
 
@@ -188,14 +283,47 @@ mod tests {
             store.put(p4, gone.clone());
             store.put(p6, Record::Bound(bound.clone()));
             store.commit().unwrap();
-            assert!(store.take_unsynced());
-            store.syncer()().unwrap();
+            store.take_sync().unwrap()().unwrap();
+            assert!(store.take_sync().is_none());
             // Not committed: not there later.
             store.put(p6, gone.clone());
         }
         let store = Store::open(&dir).unwrap();
         let all = store.load(|e| panic!("{e}")).unwrap();
         assert_eq!(all, [(p4, gone), (p6, Record::Bound(bound))]);
+        drop(store);
+        std::fs::remove_dir_all(&dir).unwrap();
+    }
+
+    /// A full disk cannot be had in a test, but what follows can: the error, and the repair.
+    #[test]
+    fn a_failed_store_keeps_what_is_put_and_comes_back() {
+        let dir = std::env::temp_dir().join(format!("killick-repair-{}", std::process::id()));
+        let _ = std::fs::remove_dir_all(&dir);
+        let gone = |generation| {
+            Record::Gone(Claim { generation: Generation(generation), anchor: AnchorId(2) })
+        };
+        let (p, q): (Prefix, Prefix) =
+            ("10.1.1.7/32".parse().unwrap(), "10.1.1.8/32".parse().unwrap());
+        let mut store = Store::open(&dir).unwrap();
+        store.handle_sync_error(StoreError::Interrupted);
+        store.put(p, gone(1));
+        store.put(q, gone(1));
+        assert!(store.commit().is_ok(), "told once, and tried again by the repair only");
+        assert!(store.trouble().unwrap().ends_with("2 records wait"));
+        // In vain: somebody else has the store.
+        let mut repair = store.start_repair().unwrap();
+        let other = repair.failed.take();
+        store.put(p, gone(2));
+        assert!(!store.end_repair(repair.run()));
+        drop(other);
+        assert!(store.trouble().unwrap().ends_with("2 records wait"));
+        let repair = store.start_repair().unwrap();
+        assert!(store.end_repair(repair.run()));
+        assert_eq!(store.trouble(), None);
+        store.commit().unwrap();
+        let all = store.load(|e| panic!("{e}")).unwrap();
+        assert_eq!(all, [(p, gone(2)), (q, gone(1))]);
         drop(store);
         std::fs::remove_dir_all(&dir).unwrap();
     }

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 
 use super::core::{Clock, State};
+use super::store::Store;
 use crate::api::views::{
     AttachmentView, AttributeView, BgpStatusView, ContextPrefixView, ContextView, FibRouteView,
     KernelStatusView, MobilityStatusView, NeighborFamilyView, NeighborView, PeerView,
@@ -22,11 +23,12 @@ pub fn status(state: &State, now: Instant) -> StatusView {
     let node = &state.node;
     let own = node.own();
     let location = &node.location;
+    let trouble = state.store.as_ref().and_then(Store::trouble);
     let waiting_for: Vec<String> = node
         .is_restarting()
         .then(|| "the tables of the BGP neighbors".to_owned())
         .into_iter()
-        .chain(state.store_error.iter().map(|e| format!("the state directory: {e}")))
+        .chain(trouble.map(|e| format!("the state directory: {e}")))
         .collect();
     StatusView {
         version: env!("CARGO_PKG_VERSION").into(),

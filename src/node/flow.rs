@@ -177,17 +177,23 @@ impl Node {
     ) {
         if self.pools.find(prefix).is_none() {
             self.counters.refused_not_in_pool += 1;
-            return self.refuse(prefix, Some(mn), "not in a mobile pool", now);
+            return self.refuse(prefix, Some(mn), "not in a mobile pool", now, out);
         }
         if let Some(held) = self.location.find(prefix).filter(|b| b.anchor == self.config.own) {
             if held.mn == mn {
                 return self.handle_same_anchor(prefix, attachment, out);
             }
             self.counters.refused_other_node += 1;
-            return self.refuse(prefix, Some(mn), "the prefix belongs to another node", now);
+            return self.refuse(prefix, Some(mn), "the prefix belongs to another node", now, out);
         }
-        if self.waiting.contains_key(&prefix) || self.waiting.len() >= WAITING_MAX {
+        if self.waiting.contains_key(&prefix) {
             return;
+        }
+        if self.waiting.len() >= WAITING_MAX {
+            self.counters.refused_full += 1;
+            let mut said = Vec::new();
+            self.anchor.release(prefix, &mut said);
+            return self.carry_anchor(said, now, out);
         }
         self.record(now, Some(mn.clone()), prefix, Phase::Sighted, None, Detail::By(by));
         let candidates = self.candidates(prefix);
@@ -428,7 +434,7 @@ impl Node {
             known = known.max(self.known_generation(p));
         }
         let Some(generation) = known.next() else {
-            return self.refuse(prefix, Some(mn), "the generation is at its end", now);
+            return self.refuse(prefix, Some(mn), "the generation is at its end", now, out);
         };
         let moved = context.is_some() || generation.0 > 1;
         if let Some(context) = context.filter(|c| !c.attributes.is_empty()) {
@@ -461,10 +467,22 @@ impl Node {
             // One that another node has here stays with it.
             if p == prefix || self.anchor.handle_import(&mn, &[p], &mut said).is_ok() {
                 let evidence = Evidence { held_elsewhere, attachment };
-                let _ = self.apply_binding(binding, evidence, now, out);
+                let verdict = self.apply_binding(binding, evidence, now, out);
+                if verdict.is_err() {
+                    self.end_handover(p);
+                    let why = "no room, or another node's prefix";
+                    self.refuse(p, Some(mn.clone()), why, now, out);
+                }
+            } else {
+                self.end_handover(p);
             }
             self.carry_anchor(said, now, out);
         }
+    }
+
+    fn end_handover(&mut self, prefix: Prefix) {
+        self.provisional.remove(&prefix);
+        self.underway.remove(&prefix);
     }
 
     /// Gives a statement to the location database and carries on what changed.
@@ -556,11 +574,17 @@ impl Node {
     fn carry_policy(&mut self, policy: PolicyChange, now: Instant, out: &mut Vec<Output>) {
         match policy {
             PolicyChange::Deliver { .. } | PolicyChange::Release { .. } => {
+                let mut changes = Vec::new();
                 if let PolicyChange::Release { prefix, .. } = policy {
                     self.record(now, None, prefix, Phase::Released, None, "");
+                    let before = self.egress.find(prefix);
+                    self.egress.handle_policy(&policy, &mut changes);
+                    if let (Some(before), None) = (before, self.egress.find(prefix)) {
+                        self.announce_departure(prefix, before.attachment.link, out);
+                    }
+                } else {
+                    self.egress.handle_policy(&policy, &mut changes);
                 }
-                let mut changes = Vec::new();
-                self.egress.handle_policy(&policy, &mut changes);
                 out.extend(changes.into_iter().map(Output::Forwarding));
             }
             PolicyChange::Announce { prefix, anchor, fe_e, preference } => {
@@ -580,6 +604,20 @@ impl Node {
                     }
                 }
             }
+        }
+    }
+
+    /// Former neighbours on the link of a node that is delivered no longer send to the router.
+    fn announce_departure(&mut self, prefix: Prefix, link: IfIndex, out: &mut Vec<Output>) {
+        let Some(router) = self.routers.get_mut(&link) else { return };
+        if prefix.is_host() {
+            let mut said = Vec::new();
+            router.announce_departure(prefix.addr(), &mut said);
+            // Frames only: nothing is sighted by what we say ourselves.
+            out.extend(said.into_iter().filter_map(|output| match output {
+                nd::Output::Send { link, frame } => Some(Output::Frame { link, octets: frame }),
+                nd::Output::Sighted(_) => None,
+            }));
         }
     }
 
@@ -715,8 +753,7 @@ impl Node {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        self.provisional.remove(&prefix);
-        self.underway.remove(&prefix);
+        self.end_handover(prefix);
         let mut said = Vec::new();
         self.anchor.release(prefix, &mut said);
         self.carry_anchor(said, now, out);
@@ -736,12 +773,14 @@ impl Node {
         }
     }
 
-    /// A context that is still asked for is of no use when nothing of the node is left here.
+    /// A context that is still asked for, and what came with an earlier one, is of no use when
+    /// nothing of the node is left here.
     fn forget_import(&mut self, mn: &MnId, now: Instant, out: &mut Vec<Output>) {
         let is_here = !self.location.prefixes_of(mn).is_empty();
         if is_here || self.waiting.values().any(|w| w.mn == *mn) {
             return;
         }
+        self.attributes.remove(mn);
         let mut said = Vec::new();
         self.mctx.handle_left(mn, now, &mut said);
         self.carry_mctx(said, now, out);
@@ -873,15 +912,21 @@ impl Node {
 
     // ---- words ----------------------------------------------------------------------------
 
-    pub(super) fn refuse(
+    /// The anchor room forgets the prefix as well, and does not tell of it again for a while:
+    /// otherwise it would believe the node attached, and never say so once more.
+    fn refuse(
         &mut self,
         prefix: Prefix,
         mn: Option<MnId>,
         why: &'static str,
         now: Instant,
+        out: &mut Vec<Output>,
     ) {
         tracing::warn!(%prefix, mn = mn.as_ref().map(MnId::as_str), why, "attach refused");
         self.record(now, mn, prefix, Phase::Refused, None, why);
+        let mut said = Vec::new();
+        self.anchor.handle_refused(prefix, now, &mut said);
+        self.carry_anchor(said, now, out);
     }
 
     pub(super) fn record(

@@ -23,3 +23,6 @@ pub use config::{Aggregate, NodeConfig};
 pub use flow::Node;
 pub use output::{Counters, HandoverPhase, Mode, Observation, Output, Record};
 pub use requests::{RequestError, SessionState};
+
+#[cfg(test)]
+mod tests;

@@ -137,7 +137,10 @@ impl Node {
             }
         }
         let evidence = Evidence { held_elsewhere, attachment: None };
-        self.apply_binding(binding, evidence, now, out)?;
+        if let Err(error) = self.apply_binding(binding, evidence, now, out) {
+            self.underway.remove(&prefix);
+            return Err(error.into());
+        }
         if moved && matches!(scope, Scope::Controller) {
             // The one who speaks for all anchors has replaced its own announcement in place.
             self.iec.handle_confirmed(prefix, now);
@@ -242,16 +245,16 @@ impl Node {
         Ok(self.context_of(mn, now))
     }
 
-    /// A context brought from an external anchor: its prefixes are bound to `anchor`, above its
-    /// generation.
+    /// A context brought from an external anchor: its prefixes are bound here, or, at a controller,
+    /// to the anchor that the context names; above its generation.
     pub fn put_context(
         &mut self,
         context: &Context,
-        anchor: AnchorId,
-        fe_e: Option<Locator>,
         now: Instant,
         out: &mut Vec<Output>,
     ) -> Result<(), RequestError> {
+        let is_controller = matches!(self.config.scope, Some(Scope::Controller));
+        let anchor = if is_controller { context.anchor } else { self.config.own };
         for p in &context.prefixes {
             let brought = Claim { generation: context.generation, anchor: context.anchor };
             if self.location.known_claim(p.prefix).is_none_or(|known| known < brought)
@@ -260,7 +263,10 @@ impl Node {
                 self.location.bury(p.prefix, brought);
             }
             let lifetime = p.lifetime_s.map(|s| Duration::from_secs(s.into()));
-            self.place(&context.mn, p.prefix, anchor, fe_e, lifetime, now, out)?;
+            self.place(&context.mn, p.prefix, anchor, None, lifetime, now, out)?;
+        }
+        if !context.attributes.is_empty() && !context.prefixes.is_empty() {
+            self.attributes.insert(context.mn.clone(), context.attributes.clone());
         }
         Ok(())
     }

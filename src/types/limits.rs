@@ -23,7 +23,4 @@ pub const BINDINGS_MAX: usize = 8_000_000;
 /// Remembered generations of nodes that left; the oldest is forgotten when full.
 pub const TOMBSTONES_MAX: usize = 1_000_000;
 
-/// Finished handover timelines kept for `trace`; the oldest is dropped.
-pub const TRACES_MAX: usize = 4_096;
-
 const _: () = assert!(LOCAL_PREF_SETTLED < LOCAL_PREF_CLAIM_BASE);
