@@ -506,7 +506,7 @@ impl Speaker {
                 return Some(input.len());
             }
         };
-        n.counters.messages_in.count(frame.kind);
+        n.counters.messages_in.count(frame.kind, frame.body);
         let received = n.session.handle_frame(conn, frame.kind, frame.body, now, &mut self.scratch);
         if !self.scratch.is_empty() {
             self.act(conn.peer, now, out);
