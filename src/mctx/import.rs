@@ -257,7 +257,8 @@ impl Mctx {
             }
             Some(_) | None => {}
         }
-        // Not busy (or of another node that had this address): the new attach is what counts.
+        // Not under way (or of another node that had this address), or only hoping for a late
+        // answer whose outcome nobody would hear of: the new attach is what counts.
         self.end_import(mn, ImportEnd::Superseded, now, out);
         if let Some(other) = self.import_of.get(&prefix.addr()).cloned() {
             self.supersede(&other, now, out);

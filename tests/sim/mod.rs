@@ -119,11 +119,10 @@ fn the_newest_move_wins_whatever_goes_wrong() {
     }
 }
 
-/// Seeds that found bugs, of this simulation and of its younger selves.
-const FOUND: [u64; 27] = [
-    0, 1, 5, 10, 19, 23, 27, 35, 47, 59, 63, 127, 422, 643, 775, 970, 155, 225, 307, 319, 359, 469,
-    493, 3_870, 5_962, 6_300, 21_000,
-];
+/// Seeds that found bugs. What a seed means changes with the plan: those up to 10,000 of the first
+/// days found theirs under plans without silent deaths, and are kept as seeds like others.
+const FOUND: [u64; 18] =
+    [0, 1, 5, 10, 23, 27, 47, 63, 155, 225, 422, 469, 493, 495, 970, 3_870, 5_962, 6_300];
 
 #[test]
 fn what_was_found_stays_mended() {
