@@ -71,6 +71,11 @@ impl Anchor {
         self.nodes.get(self.owners.get(&prefix)?)?.attachment
     }
 
+    /// The node here that has this prefix.
+    pub fn owner_of(&self, prefix: Prefix) -> Option<&MnId> {
+        self.owners.get(&prefix)
+    }
+
     /// The node here that has this address.
     pub fn find_owner(&self, ip: IpAddr) -> Option<&MnId> {
         let host = Prefix::host(ip);

@@ -346,7 +346,9 @@ async fn read(core: &Rc<Core>, conn: ConnId, stream: &TcpStream) {
                     None => return,
                     Some(true) => {}
                     Some(false) => {
+                        let timer = core.metrics.bgp.rx_to_tx.start_timer();
                         core.turn(|node, now, out| node.handle_bgp_octets(conn, &buffer, now, out));
+                        timer.observe_duration();
                     }
                 }
                 if n == buffer.capacity() && n < READ_MAX {

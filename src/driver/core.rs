@@ -180,7 +180,9 @@ impl Core {
             let entries = std::mem::take(&mut state.entries);
             let mut events = Vec::new();
             if let Some(forwarding) = &mut state.forwarding {
+                let timer = self.metrics.rib.fib_apply.start_timer();
                 forwarding.apply(&entries, now, &mut events);
+                timer.observe_duration();
             }
             for event in events {
                 // What has just been written is confirmed as of after the write.
@@ -225,6 +227,9 @@ impl Core {
             }
             Output::Observed(Observation::Handover { phase, mode, took }) => {
                 super::gauges::observe_handover(&self.metrics, phase, mode, took);
+            }
+            Output::Observed(Observation::Stay(took)) => {
+                self.metrics.mobility.session_duration.observe(took.as_secs_f64());
             }
         }
     }

@@ -6,14 +6,33 @@ use std::time::Duration;
 
 use super::core::{Core, State};
 use crate::metrics::{
-    AttachType, BgpMessage, BgpState, Direction, DropReason, FamilyLabel, FibKind, HandoverResult,
-    Metrics, Mode, Phase, Rib, RouteOrigin, SessionState, UpdateAction,
+    AttachType, BgpMessage, BgpState, Direction, DropReason, FamilyLabel, FibKind, FibOp,
+    HandoverResult, Metrics, Mode, NotificationCode, Phase, Protocol, Rib, Role, RouteOrigin,
+    SessionState, TransferResult, UpdateAction,
 };
 use crate::node::{self, HandoverPhase};
+use crate::proto::bgp::rib::PeerId;
 use crate::proto::bgp::session::SessionState as BgpSessionState;
 use crate::proto::bgp::speaker::{MessageCounts, NeighborView};
+use crate::types::seam::{LeaveReason, Sighting};
 use crate::types::{Family, Instant};
 
+const SIGHTINGS: [Sighting; 7] = [
+    Sighting::Arp,
+    Sighting::NeighborSolicitation,
+    Sighting::NeighborAdvertisement,
+    Sighting::RouterSolicitation,
+    Sighting::Packet,
+    Sighting::Api,
+    Sighting::Restart,
+];
+const LEAVES: [LeaveReason; 5] = [
+    LeaveReason::LinkDown,
+    LeaveReason::NeighborFailed,
+    LeaveReason::NewerClaim,
+    LeaveReason::LeaseEnd,
+    LeaveReason::Api,
+];
 const EVERY: Duration = Duration::from_secs(1);
 
 /// Copies for ever. That it does is the sign of life of the routing thread.
@@ -39,6 +58,9 @@ pub fn observe_handover(metrics: &Metrics, phase: HandoverPhase, mode: node::Mod
         HandoverPhase::Announce => Phase::Total,
     };
     metrics.mobility.handover_duration.get(phase).get(mode).observe(took.as_secs_f64());
+    if phase == Phase::Context && mode != Mode::None {
+        metrics.ctx.transfer_duration.get(mode).observe(took.as_secs_f64());
+    }
 }
 
 /// Brings a counter to a value that only grows.
@@ -72,17 +94,56 @@ fn copy(state: &State, metrics: &Metrics, now: Instant) {
     raise(&m.duplicate_anchors, c.duplicate_anchors);
     let d = &metrics.drops;
     raise(d.get(DropReason::Malformed), c.malformed_frames);
+    let a = node.anchor.counters();
+    let x = node.mctx.counters();
     raise(d.get(DropReason::QueueFull), state.links.dropped);
-    raise(d.get(DropReason::TableFull), c.refused_full);
-    raise(d.get(DropReason::Unauthorised), c.unauthorised_claims);
-    raise(d.get(DropReason::OutsidePools), c.refused_not_in_pool);
-    raise(d.get(DropReason::SpoofedSource), c.refused_other_node + node.anchor.counters().spoofed);
+    raise(d.get(DropReason::TableFull), c.refused_full + a.full + x.imports_table_full);
+    raise(d.get(DropReason::Unauthorised), c.unauthorised_claims + x.not_authorised);
+    raise(d.get(DropReason::OutsidePools), c.refused_not_in_pool + a.outside_pools);
+    raise(d.get(DropReason::Unknown), x.stale);
+    raise(d.get(DropReason::SpoofedSource), c.refused_other_node + a.spoofed);
+    for by in SIGHTINGS {
+        raise(m.sightings.get(by.into()), node.timeline.sightings(by));
+    }
+    for why in LEAVES {
+        raise(m.leaves.get(why.into()), node.timeline.leaves(why));
+    }
     copy_bgp(state, metrics, now);
     copy_kernel(state, metrics);
-    for (gauge, link) in metrics.ctx.peer_up.iter().zip(state.links.views()) {
-        gauge.set(i64::from(link.up));
+    copy_transfers(state, metrics);
+}
+
+fn copy_transfers(state: &State, metrics: &Metrics) {
+    let (ctx, c) = (&metrics.ctx, state.node.mctx.counters());
+    let (mut limited, mut messages, mut octets) = (0, [0; 2], [0; 2]);
+    for link in state.links.views() {
+        if let Some(gauge) = ctx.peer_up.get(&link.name) {
+            gauge.set(i64::from(link.up));
+        }
+        let l = link.counters;
+        limited += l.requests_dropped_link + l.requests_dropped_node;
+        messages = [messages[0] + l.messages_in, messages[1] + l.messages_out];
+        octets = [octets[0] + l.octets_in, octets[1] + l.octets_out];
     }
-    metrics.ctx.inflight.set(count(node.mctx.active()));
+    for (i, direction) in [Direction::In, Direction::Out].into_iter().enumerate() {
+        raise(metrics.signalling_messages.get(Protocol::Cxtp).get(direction), messages[i]);
+        raise(metrics.signalling_bytes.get(Protocol::Cxtp).get(direction), octets[i]);
+    }
+    let import = |mode, result| ctx.transfers.get(Role::Import).get(mode).get(result);
+    raise(import(Mode::Predictive, TransferResult::Ok), c.imports_predictive);
+    raise(import(Mode::Reactive, TransferResult::Ok), c.imports_reactive + c.imports_late);
+    raise(import(Mode::Reactive, TransferResult::Refused), c.imports_failed);
+    raise(import(Mode::Predictive, TransferResult::Timeout), c.predicted_expired);
+    // The pMA does not know at the end of an export how it began.
+    let export = |result| ctx.transfers.get(Role::Export).get(Mode::None).get(result);
+    raise(export(TransferResult::Ok), c.exports_transferred);
+    raise(export(TransferResult::Refused), c.exports_refused);
+    raise(export(TransferResult::Timeout), c.exports_expired);
+    raise(export(TransferResult::Cancelled), c.exports_cancelled);
+    raise(&ctx.timeouts, c.requests_timed_out);
+    raise(&ctx.retransmissions, c.retransmissions);
+    raise(&ctx.rate_limited, limited);
+    ctx.inflight.set(count(state.node.mctx.active()));
 }
 
 fn copy_bgp(state: &State, metrics: &Metrics, now: Instant) {
@@ -101,8 +162,35 @@ fn copy_bgp(state: &State, metrics: &Metrics, now: Instant) {
         routes.get(RouteOrigin::Bgp).set(count(best.saturating_sub(own)));
         metrics.mobility.host_routes.get(label).set(count(own));
     }
-    for (view, out) in speaker.neighbor_views(now).iter().zip(&metrics.bgp.neighbors) {
+    let views = speaker.neighbor_views(now);
+    for (view, out) in views.iter().zip(&metrics.bgp.neighbors) {
         copy_neighbor(state, view, out);
+    }
+    // Counting takes up to a millisecond each: one neighbour's turn per second.
+    let second = usize::try_from(now.as_micros() / 1_000_000).unwrap_or(0);
+    let index = second % views.len().max(1);
+    if let (Some(view), Some(out)) = (views.get(index), metrics.bgp.neighbors.get(index)) {
+        for family in Family::ALL {
+            if let Some(told) = rib.told_count(PeerId(view.peer), family) {
+                out.prefixes.get(family.into()).get(Rib::AdjOut).set(count(told));
+            }
+        }
+    }
+    let sum = |pick: fn(&NeighborView) -> MessageCounts| {
+        views.iter().map(pick).fold((0, [0; 9]), |(messages, mut codes), c| {
+            codes.iter_mut().zip(c.notification_codes).for_each(|(sum, n)| *sum += n);
+            (messages + c.total(), codes)
+        })
+    };
+    for (direction, (messages, codes)) in [
+        (Direction::In, sum(|v| v.counters.messages_in)),
+        (Direction::Out, sum(|v| v.counters.messages_out)),
+    ] {
+        raise(metrics.signalling_messages.get(Protocol::Bgp).get(direction), messages);
+        let notifications = metrics.bgp.notifications.get(direction);
+        for (code, n) in (0..).zip(codes) {
+            raise(notifications.get(NotificationCode::from_wire(code)), n);
+        }
     }
 }
 
@@ -137,16 +225,9 @@ fn copy_neighbor(state: &State, view: &NeighborView, out: &crate::metrics::Neigh
         prefixes.get(Rib::Accepted).set(count(family.accepted));
         prefixes.get(Rib::AdjIn).set(count(family.accepted));
         stale += if family.stale { family.accepted } else { 0 };
-        let peer = crate::proto::bgp::rib::PeerId(view.peer);
-        let speaker = state.node.speaker.as_ref();
-        let told = speaker.and_then(|s| s.rib().told_count(peer, family.family));
-        if let Some(told) = told {
-            prefixes.get(Rib::AdjOut).set(count(told));
-        }
-        if let Some(conn) = speaker.and_then(|s| s.connection(peer)) {
-            out.queue_bytes.set(count(state.connections.queued(conn)));
-        }
     }
+    let conn = state.node.speaker.as_ref().and_then(|s| s.connection(PeerId(view.peer)));
+    out.queue_bytes.set(conn.map_or(0, |conn| count(state.connections.queued(conn))));
     out.stale_routes.set(count(stale));
 }
 
@@ -170,6 +251,7 @@ fn copy_kernel(state: &State, metrics: &Metrics) {
     metrics.rib.fib_pending.set(count(summary.pending));
     metrics.rib.fib_failed.set(count(summary.failed));
     raise(&metrics.rib.fib_resyncs, counters.repaired);
+    raise(metrics.rib.fib_errors.get(FibOp::Add), counters.failed);
     for family in Family::ALL {
         let routes = metrics.rib.fib_routes.get(FamilyLabel::from(family));
         routes.get(FibKind::Delivery).set(count(state.node.egress.len(family)));

@@ -43,6 +43,10 @@ pub enum RunError {
     Tls(#[from] tls::TlsError),
     #[error("{what}: {source}")]
     Io { what: String, source: std::io::Error },
+    #[error(
+        "access links and kernel routes need {0}: start it as root, or give it that capability"
+    )]
+    Rights(&'static str),
     #[error("neighbor {address}: {why}")]
     Neighbor { address: std::net::IpAddr, why: String },
 }

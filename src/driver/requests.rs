@@ -85,11 +85,11 @@ impl Core {
             }
         };
         let (mn, prefixes) = before(&self.state.borrow());
+        let generation = self.state.borrow().node.location.generation_of(&mn);
         self.turn(|node, now, out| match target {
             Target::Mn(mn) => node.detach(mn, None, now, out),
             Target::Prefix(p) => node.detach_prefix(*p, now, out),
         })?;
-        let generation = self.state.borrow().node.location.generation_of(&mn);
         Ok(Reply::Accepted(AcceptedView { mn, prefixes, anchor: None, generation }))
     }
 

@@ -127,6 +127,7 @@ fn open_forwarding(config: &Checked, now: Instant) -> Result<Option<Forwarding>,
     if config.access.is_empty() && installs.is_none() {
         return Ok(None);
     }
+    check_rights(!config.access.is_empty())?;
     let options = Options {
         table: installs.unwrap_or(config.kernel.table),
         protocol: config.kernel.protocol,
@@ -134,6 +135,26 @@ fn open_forwarding(config: &Checked, now: Instant) -> Result<Option<Forwarding>,
         ..Options::default()
     };
     Forwarding::open(options, now).map(Some).map_err(RunError::io("cannot open netlink"))
+}
+
+/// Without these every request to the kernel would be refused, one by one and for ever.
+fn check_rights(access: bool) -> Result<(), RunError> {
+    const CAP_NET_ADMIN: u32 = 12;
+    const CAP_NET_RAW: u32 = 13;
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"));
+    // Where that cannot be read, the kernel's answers will have to do.
+    let Some(set) = effective.and_then(|hex| u64::from_str_radix(hex.trim(), 16).ok()) else {
+        return Ok(());
+    };
+    let lacks = |capability: u32| set >> capability & 1 == 0;
+    if lacks(CAP_NET_ADMIN) {
+        return Err(RunError::Rights("CAP_NET_ADMIN"));
+    }
+    if access && lacks(CAP_NET_RAW) {
+        return Err(RunError::Rights("CAP_NET_RAW"));
+    }
+    Ok(())
 }
 
 fn own_locator(config: &Checked) -> crate::types::Locator {

@@ -90,6 +90,8 @@ pub struct Repaired {
 pub enum StoreError {
     #[error("cannot open the state directory {path}: {source}")]
     Open { path: String, source: fjall::Error },
+    #[error("the state directory {path} is in use: another killick runs with it")]
+    Locked { path: String },
     #[error("cannot read the stored state: {0}")]
     Read(fjall::Error),
     #[error("cannot write the state: {0}")]
@@ -124,7 +126,11 @@ impl Disk {
             let records = db.keyspace("bindings", fjall::KeyspaceCreateOptions::default)?;
             Ok(Self { db, records })
         };
-        open().map_err(|source| StoreError::Open { path: dir.display().to_string(), source })
+        let path = dir.display().to_string();
+        open().map_err(|source| match source {
+            fjall::Error::Locked => StoreError::Locked { path },
+            source => StoreError::Open { path, source },
+        })
     }
 
     fn write(&self, records: &BTreeMap<Prefix, Record>) -> Result<(), StoreError> {

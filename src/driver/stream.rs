@@ -2,8 +2,8 @@
 //!
 //! Each read is one turn, so a client that writes one line gets one UPDATE at once, and one that
 //! writes a thousand gets them packed. A client that asks for acknowledgements gets one when the
-//! lines before it are in the store; one that does not read its answers is disconnected when
-//! [`ANSWERS_MAX`] octets wait for it.
+//! lines before it are in the store; one that does not read its answers is not read either, and one
+//! that earns more than [`ANSWERS_MAX`] octets of them with one read is disconnected.
 
 use std::io;
 use std::os::unix::fs::PermissionsExt;
@@ -15,6 +15,7 @@ use tokio::net::{UnixListener, UnixStream};
 
 use super::core::Core;
 use crate::api::stream::{LineError, LineFault, Op, StreamParser, Target};
+use crate::metrics::{ApiMetrics, StreamOp};
 use crate::node::{Node, Output, RequestError};
 use crate::types::Instant;
 
@@ -49,7 +50,14 @@ pub async fn run_listener(core: Rc<Core>, listener: UnixListener) {
     }
 }
 
-async fn serve(core: Rc<Core>, mut stream: UnixStream) {
+/// Counts the client as long as it is there.
+async fn serve(core: Rc<Core>, stream: UnixStream) {
+    core.metrics.api.stream_clients.inc();
+    converse(&core, stream).await;
+    core.metrics.api.stream_clients.dec();
+}
+
+async fn converse(core: &Rc<Core>, mut stream: UnixStream) {
     let mut client = Client::default();
     let mut buffer = vec![0; READ_MAX];
     loop {
@@ -57,7 +65,8 @@ async fn serve(core: Rc<Core>, mut stream: UnixStream) {
             Ok(0) | Err(_) => return,
             Ok(n) => n,
         };
-        let answers = core.turn(|node, now, out| client.handle(&buffer[..n], node, now, out));
+        let answers = core
+            .turn(|node, now, out| client.handle(&buffer[..n], node, &core.metrics.api, now, out));
         if answers.len() > ANSWERS_MAX {
             tracing::warn!("a streaming client makes too many mistakes at once: disconnected");
             return;
@@ -83,6 +92,7 @@ impl Client {
         &mut self,
         octets: &[u8],
         node: &mut Node,
+        metrics: &ApiMetrics,
         now: Instant,
         out: &mut Vec<Output>,
     ) -> String {
@@ -91,6 +101,10 @@ impl Client {
         for op in parser.push(octets) {
             *lines += 1;
             *unacked += 1;
+            if let Ok(op) = &op {
+                metrics.stream_ops.get(label(op)).inc();
+            }
+            let refused = answers.len();
             match op {
                 Ok(Op::AckEvery(every)) => {
                     *ack_every = every;
@@ -104,12 +118,24 @@ impl Client {
                 }
                 Err(error) => answers.push_str(&error.to_json()),
             }
+            if answers.len() > refused {
+                metrics.stream_errors.inc();
+            }
             if *ack_every > 0 && *unacked >= *ack_every {
                 *unacked = 0;
                 answers.push_str(&format!("{{\"ack\":{lines}}}\n"));
             }
         }
         answers
+    }
+}
+
+fn label(op: &Op) -> StreamOp {
+    match op {
+        Op::Attach { .. } => StreamOp::Attach,
+        Op::Move { .. } => StreamOp::Move,
+        Op::Detach(_) => StreamOp::Detach,
+        Op::AckEvery(_) => StreamOp::Ack,
     }
 }
 

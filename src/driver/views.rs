@@ -352,6 +352,8 @@ pub fn transfers(state: &State, now: Instant) -> Vec<TransferView> {
     state.node.mctx.transfers(now, TRANSFERS_MAX).into_iter().map(view).collect()
 }
 
+/// `cursor` is a number of entries to skip. That walks them, some 20 ns each (a million: 20 ms per
+/// page); what comes or goes between two pages shifts the rest.
 pub fn fib_routes(state: &State, cursor: u32, limit: usize) -> (Vec<FibRouteView>, Option<u32>) {
     let Some(forwarding) = &state.forwarding else { return (Vec::new(), None) };
     let reconciler = forwarding.reconciler();

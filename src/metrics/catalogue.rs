@@ -1,5 +1,7 @@
 //! Names, labels and help of every metric.
 
+use std::collections::BTreeMap;
+
 use prometheus::core::{AtomicF64, GenericCounter};
 use prometheus::{
     Gauge, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge,
@@ -355,7 +357,7 @@ impl BgpMetrics {
             ),
             rx_to_tx: make.histogram(
                 "killick_bgp_rx_to_tx_seconds",
-                "From reading an UPDATE to writing the one that follows from it",
+                "From reading octets of a neighbour to having written what follows from them",
                 FAST_BUCKETS,
             ),
         }
@@ -392,7 +394,7 @@ impl RibMetrics {
             ),
             fib_apply: make.histogram(
                 "killick_fib_apply_seconds",
-                "From the wish for an entry to the kernel's word that it is there",
+                "Handing over the entries of one turn; deliveries are in the kernel at its end",
                 FAST_BUCKETS,
             ),
         }
@@ -456,8 +458,8 @@ pub struct CtxMetrics {
     pub rate_limited: IntCounter,
     pub auth_failures: IntCounter,
     pub inflight: IntGauge,
-    /// In the order of the configuration.
-    pub peer_up: Vec<IntGauge>,
+    /// By the peer's name.
+    pub peer_up: BTreeMap<String, IntGauge>,
 }
 
 impl CtxMetrics {
@@ -495,7 +497,10 @@ impl CtxMetrics {
                 "TLS handshakes and tokens that failed, and claims that were not allowed",
             ),
             inflight: make.gauge("killick_ctx_inflight", "Context transfers under way"),
-            peer_up: peers.iter().map(|p| peer_up.with_label_values(&[p.as_str()])).collect(),
+            peer_up: peers
+                .iter()
+                .map(|p| (p.clone(), peer_up.with_label_values(&[p.as_str()])))
+                .collect(),
         }
     }
 }

@@ -78,7 +78,12 @@ impl Metrics {
             .flat_map(|bgp| &bgp.neighbors)
             .map(|neighbor| neighbor.address.ip().to_string())
             .collect();
-        let peers: Vec<String> = config.peers.iter().map(|peer| peer.name.clone()).collect();
+        let peers: Vec<String> = config
+            .peers
+            .iter()
+            .filter(|peer| peer.address.is_some())
+            .map(|peer| peer.name.clone())
+            .collect();
         Self::new(&neighbors, &peers)
     }
 

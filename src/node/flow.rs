@@ -754,8 +754,15 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         self.end_handover(prefix);
+        let owner = self.anchor.owner_of(prefix).cloned();
+        let since = owner.as_ref().and_then(|mn| self.anchor.session(mn)).map(|s| s.since);
         let mut said = Vec::new();
         self.anchor.release(prefix, &mut said);
+        if let (Some(since), Some(mn)) = (since, &owner)
+            && self.anchor.find_attachment(mn).is_none()
+        {
+            out.push(Output::Observed(Observation::Stay(now - since)));
+        }
         self.carry_anchor(said, now, out);
         let mut changes = Vec::new();
         self.location.remove(prefix, claim, &mut changes);

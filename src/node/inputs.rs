@@ -8,9 +8,9 @@ use super::output::Output;
 use super::timeline::Detail;
 use crate::anchor;
 use crate::proto::nd;
-use crate::types::seam::{Holder, IfIndex, LeaveReason};
+use crate::types::seam::{IfIndex, LeaveReason};
 use crate::types::transfer::Signal;
-use crate::types::{AnchorId, Instant, MacAddr};
+use crate::types::{AnchorId, Instant, MacAddr, Prefix};
 use crate::wire::nd::{Checksum, Frame};
 
 impl Node {
@@ -45,14 +45,10 @@ impl Node {
             self.counters.malformed_frames += 1;
             return;
         };
-        let anchor = &self.anchor;
-        let holder = |asker: MacAddr, ip: IpAddr| match anchor.find_owner(ip) {
-            None => Holder::Nobody,
-            Some(owner) if *owner == anchor.node_of(asker) => Holder::Asker,
-            Some(owner) => match anchor.find_attachment(owner) {
-                Some(Some(attachment)) if attachment.link == link => Holder::ThisLink,
-                Some(_) | None => Holder::Elsewhere,
-            },
+        let (anchor, location) = (&self.anchor, &self.location);
+        let holder = |asker: MacAddr, ip: IpAddr| {
+            let bound = location.find(Prefix::host(ip)).filter(|b| b.anchor != self.config.own);
+            anchor.holder(link, asker, ip, bound.map(|b| &b.mn))
         };
         let mut said = Vec::new();
         router.handle_frame(&frame, holder, now, &mut said);

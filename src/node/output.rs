@@ -24,6 +24,8 @@ pub enum Record {
 pub enum Observation {
     /// From the first sign of the node to the end of the phase.
     Handover { phase: HandoverPhase, mode: Mode, took: Duration },
+    /// A node has left; how long it was attached here.
+    Stay(Duration),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -149,10 +149,21 @@ pub struct Timeline {
     events: VecDeque<Event>,
     /// Events not yet handed to `monitor`.
     fresh: usize,
+    sightings: [u64; 7],
+    leaves: [u64; 5],
 }
 
 impl Timeline {
     pub fn record(&mut self, mut event: Event) {
+        match (event.phase, event.detail) {
+            (Phase::Sighted, Detail::By(by)) => self.sightings[by as usize] += 1,
+            (Phase::Restored, _) => self.sightings[Sighting::Restart as usize] += 1,
+            (Phase::Left, Detail::Why(why)) => self.leaves[why as usize] += 1,
+            (Phase::Transferred | Phase::NewerClaim, _) => {
+                self.leaves[LeaveReason::NewerClaim as usize] += 1;
+            }
+            _ => {} // most steps are no arrival and no departure
+        }
         if event.mn.is_none() {
             // The last steps of a node that has just left: its name is in the steps before.
             let recent = self.events.iter().rev().take(RECENT);
@@ -164,6 +175,16 @@ impl Timeline {
         }
         self.events.push_back(event);
         self.fresh = (self.fresh + 1).min(EVENTS_MAX);
+    }
+
+    /// Prefixes that have arrived since the start, by how they were noticed.
+    pub fn sightings(&self, by: Sighting) -> u64 {
+        self.sightings[by as usize]
+    }
+
+    /// Prefixes that have left since the start, by reason.
+    pub fn leaves(&self, why: LeaveReason) -> u64 {
+        self.leaves[why as usize]
     }
 
     /// Everything about a node, oldest first. `prefixes` are those it has now, since events of

@@ -128,6 +128,25 @@ fn address_key(addr: SocketAddr) -> (IpAddr, u32) {
     }
 }
 
+/// Octets of a malformed UPDATE in the log.
+const LOGGED_MAX: usize = 512;
+
+/// RFC 7606 §6: enough of it is logged to find the fault. Attributes come before the
+/// prefixes unless many are withdrawn, so the beginning tells; all of it is what tcpdump is for.
+fn log_malformed(n: &Neighbor, body: &[u8]) {
+    let shown = &body[..body.len().min(LOGGED_MAX)];
+    let address = n.config.transport.remote.ip();
+    tracing::debug!(neighbor = %address, octets = body.len(), body = %Hex(shown), "malformed UPDATE");
+}
+
+struct Hex<'a>(&'a [u8]);
+
+impl std::fmt::Display for Hex<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.iter().try_for_each(|octet| write!(f, "{octet:02x}"))
+    }
+}
+
 impl Speaker {
     pub fn new(config: SpeakerConfig, now: Instant) -> Self {
         Self {
@@ -506,7 +525,7 @@ impl Speaker {
                 return Some(input.len());
             }
         };
-        n.counters.messages_in.count(frame.kind);
+        n.counters.messages_in.count(frame.kind, frame.body);
         let received = n.session.handle_frame(conn, frame.kind, frame.body, now, &mut self.scratch);
         if !self.scratch.is_empty() {
             self.act(conn.peer, now, out);
@@ -523,6 +542,9 @@ impl Speaker {
         let peer = conn.peer;
         let outcome = self.rib.handle_update(peer, body, now);
         let Some(n) = self.neighbors.get_mut(&peer) else { return };
+        if outcome.error.is_some() || !outcome.attribute_errors.is_empty() {
+            log_malformed(n, body);
+        }
         n.note_update(&outcome, now);
         if let Some(notification) = outcome.error {
             n.session.handle_wire_error(conn, notification, now, &mut self.scratch);

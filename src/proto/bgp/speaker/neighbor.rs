@@ -83,14 +83,16 @@ pub struct MessageCounts {
     pub notification: u64,
     pub keepalive: u64,
     pub route_refresh: u64,
+    /// NOTIFICATIONs by error code; those of codes that we do not know are at 0.
+    pub notification_codes: [u64; 9],
 }
 
 impl MessageCounts {
-    pub const fn count(&mut self, kind: MessageType) {
+    pub fn count(&mut self, kind: MessageType, body: &[u8]) {
         match kind {
             MessageType::Open => self.open += 1,
             MessageType::Update => self.update += 1,
-            MessageType::Notification => self.notification += 1,
+            MessageType::Notification => self.count_notification(body.first()),
             MessageType::Keepalive => self.keepalive += 1,
             MessageType::RouteRefresh => self.route_refresh += 1,
         }
@@ -102,7 +104,7 @@ impl MessageCounts {
             match kind {
                 1 => self.open += 1,
                 2 => self.update += 1,
-                3 => self.notification += 1,
+                3 => self.count_notification(messages.get(19)),
                 4 => self.keepalive += 1,
                 5 => self.route_refresh += 1,
                 _ => {} // there is no sixth that we send
@@ -111,6 +113,13 @@ impl MessageCounts {
             let len = usize::from(u16::from_be_bytes([high, low])).max(19);
             messages = messages.get(len..).unwrap_or_default();
         }
+    }
+
+    fn count_notification(&mut self, code: Option<&u8>) {
+        self.notification += 1;
+        let code = usize::from(code.copied().unwrap_or(0));
+        let known = if code < self.notification_codes.len() { code } else { 0 };
+        self.notification_codes[known] += 1;
     }
 
     pub const fn total(&self) -> u64 {
