@@ -18,7 +18,7 @@ use super::core::Core;
 use super::tls::{self, TlsConfig};
 
 type Stream = TlsStream<TcpStream>;
-use crate::proto::cxtp::{self, Peer, PeerConfig, Role};
+use crate::proto::cxtp::{self, Peer, PeerConfig, Role, SendRefused};
 use crate::types::transfer::Signal;
 use crate::types::{AnchorId, Instant};
 
@@ -80,6 +80,12 @@ impl Links {
             Ok(()) => link.wake.notify_one(),
             Err(error) => {
                 self.dropped += 1;
+                if error == SendRefused::QueueFull {
+                    // Not everything is said twice: a new link begins with a full report, a gap in
+                    // an old one would stay.
+                    link.connected = false;
+                    link.wake.notify_one();
+                }
                 tracing::debug!(peer = %link.name, %error, "a signal is not sent");
             }
         }

@@ -5,7 +5,7 @@ use crate::api::Events;
 use crate::api::views::Event as View;
 use crate::node::Node;
 use crate::node::timeline::{Detail, Event, Phase};
-use crate::types::MnId;
+use crate::types::{AnchorId, MnId};
 
 use super::core::Clock;
 
@@ -21,13 +21,14 @@ impl Monitor {
 
     /// Hands out what was recorded in this turn.
     pub fn publish(&self, node: &mut Node, _clock: &Clock) {
-        let own = node.own();
         if !self.events.has_readers() {
             node.timeline.skip_fresh();
             return;
         }
-        for event in node.timeline.take_fresh() {
-            if let Some(view) = view(event, own) {
+        let fresh: Vec<Event> = node.timeline.take_fresh().cloned().collect();
+        for event in fresh {
+            let holder = node.location.find(event.prefix).map_or(node.own(), |b| b.anchor);
+            if let Some(view) = view(&event, node.own(), holder) {
                 self.events.send(view);
             }
         }
@@ -39,10 +40,10 @@ impl Monitor {
 }
 
 /// What of the timeline is news to an operator.
-fn view(event: &Event, own: crate::types::AnchorId) -> Option<View> {
+fn view(event: &Event, own: AnchorId, holder: AnchorId) -> Option<View> {
     let Event { prefix, generation, .. } = *event;
     let mn = || event.mn.clone().unwrap_or_else(|| MnId::from_mac(Default::default()));
-    let anchor = own;
+    let anchor = holder;
     let (by, why) = match event.detail {
         Detail::By(by) => (Some(by), None),
         Detail::Why(why) => (None, Some(why)),
@@ -50,8 +51,8 @@ fn view(event: &Event, own: crate::types::AnchorId) -> Option<View> {
     };
     Some(match event.phase {
         Phase::Bound => match event.peer {
-            Some(from) if from != own => {
-                View::Moved { mn: mn(), prefix, from, to: own, generation }
+            Some(from) if from != holder => {
+                View::Moved { mn: mn(), prefix, from, to: holder, generation }
             }
             Some(_) | None => View::Attached { mn: mn(), prefix, anchor, generation, by: by? },
         },

@@ -427,7 +427,12 @@ fn trace(mn: &MnId, own: AnchorId, events: &[&Event], clock: &Clock) -> TraceVie
     let leaving = has(Phase::Transferred) || has(Phase::ContextSent) || has(Phase::MoveAnnounced);
     let (from, to) = match (leaving, has(Phase::Bound)) {
         (true, false) => (Some(own), peer),
-        (_, true) => (peer, Some(own)),
+        (_, true) => {
+            // At a controller the sighting names the anchor, the binding the one before it.
+            let of = |phase| events.iter().find(|e| e.phase == phase).and_then(|e| e.peer);
+            let from = of(Phase::Bound).or(of(Phase::ContextRequested));
+            (from.or(of(Phase::ContextReceived)), Some(of(Phase::Sighted).unwrap_or(own)))
+        }
         (false, false) => (None, None),
     };
     let done = has(Phase::Announced) || has(Phase::AtHome) || has(Phase::Released);

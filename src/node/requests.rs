@@ -142,14 +142,12 @@ impl Node {
                 self.counters.attaches_initial += 1;
             }
         }
-        let evidence = Evidence { held_elsewhere, confirmed: true, attachment: None };
+        // The one who speaks for all anchors replaces its own announcement in place.
+        let confirmed = matches!(scope, Scope::Controller);
+        let evidence = Evidence { held_elsewhere, confirmed, attachment: None };
         if let Err(error) = self.apply_binding(binding, evidence, now, out) {
             self.underway.remove(&prefix);
             return Err(error.into());
-        }
-        if moved && matches!(scope, Scope::Controller) {
-            // The one who speaks for all anchors has replaced its own announcement in place.
-            self.iec.handle_confirmed(prefix, now);
         }
         Ok(generation)
     }
