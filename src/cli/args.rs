@@ -1,4 +1,4 @@
-//! The command line. Exit codes: 0 done, 1 error, 2 wrong usage, 3 not ready, 4 a difference found.
+//! The command line. Exit codes: 0 done, 1 error, 2 wrong usage, 3 not ready.
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::path::PathBuf;

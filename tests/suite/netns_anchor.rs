@@ -437,7 +437,7 @@ fn a_plain_host_attaches_by_arp_and_by_neighbor_discovery() {
         let mut rig = Rig::new(true);
         lab.host("ping -c1 -W1 10.1.0.1");
         rig.until("attached by IPv4", |rig| rig.delivers("10.1.0.7"));
-        let routes = show("route show proto 75");
+        let routes = show("route show proto 107");
         assert!(routes.contains("10.1.0.7 dev acc0 scope link metric 10"), "{routes}");
         let neighbor = show("neigh show 10.1.0.7 dev acc0");
         assert!(neighbor.contains(HOST_MAC), "{neighbor}");
@@ -445,7 +445,7 @@ fn a_plain_host_attaches_by_arp_and_by_neighbor_discovery() {
 
         lab.host("ping -c1 -W1 2001:db8:1::1");
         rig.until("attached by IPv6", |rig| rig.delivers("2001:db8:1::7"));
-        let routes = show("-6 route show proto 75");
+        let routes = show("-6 route show proto 107");
         assert!(routes.contains("2001:db8:1::7 dev acc0 metric 10"), "{routes}");
         let neighbor = show("-6 neigh show 2001:db8:1::7 dev acc0");
         assert!(neighbor.contains(HOST_MAC), "{neighbor}");
@@ -583,9 +583,9 @@ fn a_restart_adopts_what_is_there_and_prunes_the_rest_when_told() {
         for (text, mac) in [("10.1.0.7", 7), ("10.1.0.8", 8), ("2001:db8:1::7", 7)] {
             rig.deliver(text, mac);
         }
-        assert_eq!(show("route show proto 75").lines().count(), 2);
+        assert_eq!(show("route show proto 107").lines().count(), 2);
         drop(rig);
-        assert_eq!(show("route show proto 75").lines().count(), 2, "routes stay on exit");
+        assert_eq!(show("route show proto 107").lines().count(), 2, "routes stay on exit");
 
         let mut rig = Rig::new(false);
         assert_eq!(rig.forwarding.reconciler().counters().adopted, 3);
@@ -593,11 +593,11 @@ fn a_restart_adopts_what_is_there_and_prunes_the_rest_when_told() {
         rig.deliver("2001:db8:1::7", 7);
         assert_eq!(rig.forwarding.reconciler().counters().added, 0, "adopted, not made anew");
         rig.work_for(Duration::from_millis(100));
-        assert_eq!(show("route show proto 75").lines().count(), 2);
+        assert_eq!(show("route show proto 107").lines().count(), 2);
         rig.forwarding.prune();
-        rig.until("pruned", |_| show("route show proto 75").lines().count() == 1);
-        assert!(show("route show proto 75").contains("10.1.0.7 "));
-        assert!(show("-6 route show proto 75").contains("2001:db8:1::7 "));
+        rig.until("pruned", |_| show("route show proto 107").lines().count() == 1);
+        assert!(show("route show proto 107").contains("10.1.0.7 "));
+        assert!(show("-6 route show proto 107").contains("2001:db8:1::7 "));
         assert_eq!(show("neigh show 10.1.0.8 dev acc0"), "", "its neighbour entry is gone, too");
     });
 }
@@ -623,7 +623,7 @@ fn routes_of_others_are_left_alone() {
         let after = (show("route show proto static"), show("-6 route show proto static"));
         assert_eq!(theirs, after);
         assert_eq!(after.0.lines().count(), 2);
-        assert_eq!(show("route show proto 75"), "");
+        assert_eq!(show("route show proto 107"), "");
     });
 }
 
@@ -634,8 +634,8 @@ fn what_is_taken_away_comes_back() {
         let mut rig = Rig::new(false);
         rig.deliver("10.1.0.7", 7);
         rig.deliver("2001:db8:1::7", 7);
-        ip(&lab.anchor, "route del 10.1.0.7/32 proto 75");
-        rig.until("repaired", |_| show("route show proto 75").contains("10.1.0.7 "));
+        ip(&lab.anchor, "route del 10.1.0.7/32 proto 107");
+        rig.until("repaired", |_| show("route show proto 107").contains("10.1.0.7 "));
         // What an ARP reply of an impostor would do.
         let stolen = "neigh replace 10.1.0.7 lladdr 02:00:00:00:00:66 dev acc0 nud reachable";
         ip(&lab.anchor, stolen);
@@ -644,11 +644,11 @@ fn what_is_taken_away_comes_back() {
         });
         ip(&lab.anchor, "link set acc0 down");
         rig.work_for(Duration::from_millis(100));
-        assert_eq!(show("route show proto 75"), "", "the kernel has dropped it without a word");
+        assert_eq!(show("route show proto 107"), "", "the kernel has dropped it without a word");
         ip(&lab.anchor, "link set acc0 up");
         rig.until("back after the link", |_| {
-            show("route show proto 75").contains("10.1.0.7 ")
-                && show("-6 route show proto 75").contains("2001:db8:1::7 ")
+            show("route show proto 107").contains("10.1.0.7 ")
+                && show("-6 route show proto 107").contains("2001:db8:1::7 ")
                 && show("addr show dev acc0").contains("2001:db8:1::1/128")
         });
         // The sensor hears again, too.
@@ -667,13 +667,13 @@ fn a_node_whose_link_goes_down_has_left_after_the_grace() {
         ip(&lab.host, "link set h0 down");
         rig.until("left", |rig| rig.left() == [LeaveReason::LinkDown]);
         assert!(since.elapsed() >= Duration::from_millis(250), "there is a grace");
-        assert_eq!(show("route show proto 75"), "");
+        assert_eq!(show("route show proto 107"), "");
         assert!(rig.anchor.is_empty());
 
         ip(&lab.host, "link set h0 up");
         ip(&lab.host, "route add default via 10.1.0.1");
         lab.host("ping -c1 -W1 10.1.0.1");
-        rig.until("attached again", |_| show("route show proto 75").contains("10.1.0.7 "));
+        rig.until("attached again", |_| show("route show proto 107").contains("10.1.0.7 "));
     });
 }
 
@@ -702,7 +702,7 @@ fn a_node_that_no_longer_answers_has_left() {
             }
             rig.left() == [LeaveReason::NeighborFailed]
         });
-        assert_eq!(show("route show proto 75"), "");
+        assert_eq!(show("route show proto 107"), "");
     });
 }
 
@@ -729,11 +729,11 @@ fn bgp_routes_are_resolved_through_the_kernels_other_routes() {
             set("10.2.0.3", "192.0.2.77"),
             set("2001:db8:1::9", "2001:db8:2::2"),
         ]);
-        let routes = show("route show proto 75");
+        let routes = show("route show proto 107");
         assert!(routes.contains("10.2.0.1 via 198.51.100.1 dev core0 metric 200"), "{routes}");
         assert!(routes.contains("10.2.0.2 via inet6 2001:db8:ffff::1 dev core0"), "{routes}");
         assert_eq!(routes.lines().count(), 2);
-        let routes = show("-6 route show proto 75");
+        let routes = show("-6 route show proto 107");
         assert!(routes.contains("2001:db8:1::9 via 2001:db8:ffff::1 dev core0"), "{routes}");
         let error = |rig: &Rig| {
             let view = rig.forwarding.reconciler().views(None).find(|v| v.error.is_some());
@@ -743,10 +743,10 @@ fn bgp_routes_are_resolved_through_the_kernels_other_routes() {
         assert_eq!(error(&rig), Some(expected));
 
         ip(a, "route add 192.0.2.77/32 via 198.51.100.1 proto static");
-        rig.until("resolved", |_| show("route show proto 75").contains("10.2.0.3 via"));
+        rig.until("resolved", |_| show("route show proto 107").contains("10.2.0.3 via"));
         assert_eq!(error(&rig), None);
         ip(a, "route del 192.0.2.2/32");
-        rig.until("withdrawn", |_| !show("route show proto 75").contains("10.2.0.1 via"));
+        rig.until("withdrawn", |_| !show("route show proto 107").contains("10.2.0.1 via"));
     });
 }
 

@@ -24,7 +24,7 @@ use crate::types::Family;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
     pub table: u32,
-    /// `rtm_protocol`. The default, 75 (the letter K), is assigned neither by the kernel nor in
+    /// `rtm_protocol`. The default, 107 (the letter k), is assigned neither by the kernel nor in
     /// iproute2's rt_protos.
     pub protocol: u8,
     /// Below the metrics of routing daemons (20 and more) and above zero, where an operator puts
@@ -35,7 +35,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { table: 254, protocol: 75, delivery_metric: 10, bgp_metric: 200 }
+        Self { table: 254, protocol: 107, delivery_metric: 10, bgp_metric: 200 }
     }
 }
 

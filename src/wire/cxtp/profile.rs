@@ -14,6 +14,7 @@
 //! | 0xFF06 | refusal    | CTD         | [`RefusalBlock`]: RFC 4067 §2.4 "an error indication" |
 //! | 0xFF07 | transfer   | CTD, PCTD   | [`TransferBlock`]: which request is answered |
 //! | 0xFF08 | hello      | CTD (no MN) | [`HelloBlock`], the first message in both directions |
+//! | 0xFF09 | newer      | CTD         | [`NewerBlock`]: somebody has a newer claim of your prefix |
 //! | 0xFF01 | binding    | CT-Req      | [`RequestBlock`] |
 //!
 //! The keepalive is a CTDR with S = 1, the unspecified MN and no status: it acknowledges nothing.

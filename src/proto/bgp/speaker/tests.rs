@@ -310,7 +310,7 @@ fn routes_go_from_one_to_the_other() {
     }
 }
 
-/// Issue text: import is refused unless policy allows it. RFC 8212 §3.
+/// Import is refused unless policy allows it. RFC 8212 §3.
 #[test]
 fn nothing_is_accepted_unless_configured() {
     let mut net = Net::new(2);
