@@ -21,6 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
+use tokio::task::{JoinError, JoinHandle};
 
 use super::access::Access;
 use super::bgp::Connections;
@@ -422,27 +423,39 @@ impl Core {
         }
     }
 
-    /// Runs for ever: brings what has been committed to the disk, from a thread of its own.
+    /// Runs for ever: brings what has been committed to the disk and compacts it, from threads of
+    /// their own. Syncing does not wait for compacting, which may take seconds.
     pub async fn run_syncs(self: Rc<Self>) {
-        let Some(sync) = self.state.borrow().store.as_ref().map(Store::syncer) else { return };
-        let sync = std::sync::Arc::new(sync);
+        let mut compacting: Option<JoinHandle<_>> = None;
         loop {
             tokio::time::sleep(super::store::SYNC_EVERY).await;
-            let due = match &mut self.state.borrow_mut().store {
-                Some(store) => store.take_unsynced(),
+            if let Some(done) = compacting.take_if(|running| running.is_finished()) {
+                self.note_sync(done.await);
+            }
+            let (sync, compact) = match &mut self.state.borrow_mut().store {
+                Some(store) if !store.is_unsynced() => continue,
+                Some(store) => {
+                    let compact = if compacting.is_none() { store.compactor() } else { None };
+                    (store.syncer(), compact)
+                }
                 None => return,
             };
-            if !due {
-                continue;
-            }
-            let sync = std::sync::Arc::clone(&sync);
-            let result: Result<Result<(), StoreError>, _> =
-                tokio::task::spawn_blocking(move || sync()).await;
-            if let Ok(Err(error)) = result {
-                self.metrics.store_errors.inc();
-                self.state.borrow_mut().store_error = Some(error.to_string());
+            self.note_sync(tokio::task::spawn_blocking(sync).await);
+            if let Some(compact) = compact {
+                compacting = Some(tokio::task::spawn_blocking(compact));
             }
         }
+    }
+
+    fn note_sync(&self, result: Result<Result<(), StoreError>, JoinError>) {
+        let error = match result {
+            Ok(Ok(())) => return,
+            Ok(Err(error)) => error.to_string(),
+            Err(error) => error.to_string(),
+        };
+        tracing::error!(error, "the disk does not take the state as it should");
+        self.metrics.store_errors.inc();
+        self.state.borrow_mut().store_error = Some(error);
     }
 }
 
