@@ -148,8 +148,8 @@ mod tests {
     fn libraries_are_quiet_unless_they_are_named() {
         assert_eq!(directives("info"), "warn,killick=info");
         assert_eq!(directives("error"), "error");
-        let rooms = "DEBUG, killick::proto=trace,fjall=info";
-        assert_eq!(directives(rooms), "warn,killick=debug,killick::proto=trace,fjall=info");
+        let rooms = "DEBUG, killick::proto=trace,axum=info";
+        assert_eq!(directives(rooms), "warn,killick=debug,killick::proto=trace,axum=info");
         for text in ["info", "error", "off", rooms] {
             EnvFilter::try_new(directives(text)).unwrap();
         }

@@ -21,6 +21,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::Notify;
+use tokio::task::{JoinError, JoinHandle};
 
 use super::access::Access;
 use super::bgp::Connections;
@@ -414,43 +415,52 @@ impl Core {
         }
     }
 
-    /// Runs for ever: brings what has been committed to the disk, from a thread of its own, and
-    /// repairs a store that has failed.
+    /// Runs for ever: brings what has been committed to the disk and compacts it, from threads of
+    /// their own, and tries again to write what the disk has refused. Syncing does not wait for
+    /// compacting, which may take seconds.
     pub async fn run_syncs(self: Rc<Self>) {
-        let mut repair_at = self.now();
+        let mut compacting: Option<JoinHandle<_>> = None;
+        let mut retry_at = self.now();
         loop {
             tokio::time::sleep(super::store::SYNC_EVERY).await;
-            if self.now() >= repair_at {
-                repair_at = self.now() + super::store::REPAIR_EVERY;
-                self.repair_store().await;
+            if let Some(done) = compacting.take_if(|running| running.is_finished()) {
+                self.note_background(done.await);
             }
-            let sync = match &mut self.state.borrow_mut().store {
-                Some(store) => store.take_sync(),
+            let (sync, compact) = match &mut self.state.borrow_mut().store {
+                Some(store) => {
+                    if self.now() >= retry_at {
+                        retry_at = self.now() + super::store::RETRY_EVERY;
+                        if store.retry() {
+                            tracing::info!("the state directory takes writes again");
+                        }
+                    }
+                    if !store.is_unsynced() {
+                        continue;
+                    }
+                    let compact = if compacting.is_none() { store.compactor() } else { None };
+                    (store.syncer(), compact)
+                }
                 None => return,
             };
-            let Some(sync) = sync else { continue };
-            let result = tokio::task::spawn_blocking(sync).await;
-            if let Err(error) = result.unwrap_or(Err(StoreError::Interrupted)) {
-                self.metrics.store_errors.inc();
-                tracing::error!(%error, "routing goes on, but a power cut would lose the last changes");
-                if let Some(store) = &mut self.state.borrow_mut().store {
-                    store.handle_sync_error(error);
-                }
+            self.note_background(tokio::task::spawn_blocking(sync).await);
+            if let Some(compact) = compact {
+                compacting = Some(tokio::task::spawn_blocking(compact));
             }
         }
     }
 
-    async fn repair_store(&self) {
-        let repair = self.state.borrow_mut().store.as_mut().and_then(Store::start_repair);
-        let Some(repair) = repair else { return };
-        let repaired = tokio::task::spawn_blocking(move || repair.run()).await;
-        let mut state = self.state.borrow_mut();
-        // A repair that panics leaves the store without a disk; the next one starts from there.
-        let (Some(store), Ok(repaired)) = (&mut state.store, repaired) else { return };
-        if store.end_repair(repaired) {
-            tracing::info!("the state directory takes writes again");
-        } else {
+    fn note_background(&self, result: Result<Result<(), StoreError>, JoinError>) {
+        let error = match result {
+            Ok(Ok(())) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(error) = &error {
+            tracing::error!(error, "routing goes on, but a power cut would lose the last changes");
             self.metrics.store_errors.inc();
+        }
+        if let Some(store) = &mut self.state.borrow_mut().store {
+            store.handle_background(error);
         }
     }
 }
