@@ -165,7 +165,9 @@ pub fn scan<'a>(
                 each(payload);
                 rest
             }
-            Frame::Damaged { rest: [] } | Frame::Cut => return Some(End::Torn { good }),
+            Frame::Cut => return Some(End::Torn { good }),
+            // The last one, or the last one before room that was never filled.
+            Frame::Damaged { rest: next } if is_zero(next) => return Some(End::Torn { good }),
             Frame::Damaged { rest: next } => {
                 // Was the length right? Then another frame follows.
                 if !matches!(read_frame(next), Frame::Whole { .. }) {

@@ -342,40 +342,348 @@ fn continue_segment(
 mod tests {
     use super::*;
 
-    #[test]
-    fn the_last_record_of_a_prefix_is_what_comes_back() {
-        let dir = std::env::temp_dir().join(format!("killick-store-{}", std::process::id()));
-        let _ = std::fs::remove_dir_all(&dir);
-        let p4: Prefix = "10.1.1.7/32".parse().unwrap();
-        let p6: Prefix = "2001:db8:1::/64".parse().unwrap();
-        let bound = StoredBinding {
+    /// A directory of its own for each test, removed at the end.
+    struct Dir(PathBuf);
+
+    impl Dir {
+        fn new(test: &str) -> Self {
+            let name = format!("killick-store-{test}-{}", std::process::id());
+            let dir = std::env::temp_dir().join(name);
+            let _ = fs::remove_dir_all(&dir);
+            Self(dir)
+        }
+
+        fn open(&self) -> Store {
+            Store::open(&self.0).unwrap()
+        }
+
+        /// What a daemon that starts now would find, and what it is told of damage.
+        fn state(&self) -> (Vec<(Prefix, Record)>, Vec<String>) {
+            let mut damaged = Vec::new();
+            let all = self.open().load(|error| damaged.push(error.to_string())).unwrap();
+            (all, damaged)
+        }
+
+        fn names(&self) -> Vec<String> {
+            let entries = fs::read_dir(&self.0).unwrap();
+            let mut names: Vec<_> =
+                entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+            names.retain(|name| name != "lock");
+            names.sort_unstable();
+            names
+        }
+
+        fn files(&self) -> BTreeMap<String, Vec<u8>> {
+            let read = |name: String| (name.clone(), fs::read(self.0.join(name)).unwrap());
+            self.names().into_iter().map(read).collect()
+        }
+
+        fn set_files(&self, files: &BTreeMap<String, Vec<u8>>) {
+            let _ = fs::remove_dir_all(&self.0);
+            fs::create_dir_all(&self.0).unwrap();
+            for (name, octets) in files {
+                fs::write(self.0.join(name), octets).unwrap();
+            }
+        }
+    }
+
+    impl Drop for Dir {
+        fn drop(&mut self) {
+            let _ = fs::remove_dir_all(&self.0);
+        }
+    }
+
+    const FIRST: &str = "00000001.log";
+
+    fn prefix(n: u32) -> Prefix {
+        Prefix::v4(0x0a00_0000 + n, 32).unwrap()
+    }
+
+    fn gone(generation: u32) -> Record {
+        Record::Gone(Claim { generation: Generation(generation), anchor: AnchorId(2) })
+    }
+
+    fn bound(generation: u32) -> Record {
+        Record::Bound(StoredBinding {
             mn: MnId::new("mn1").unwrap(),
             anchor: AnchorId(1),
             fe_e: Locator::default(),
             home: None,
-            generation: Generation(3),
+            generation: Generation(generation),
             until_unix_ms: Some(1),
             link: Some("access0".into()),
             mac: Some(MacAddr([2, 0, 0, 0, 0, 1])),
-        };
-        let gone = Record::Gone(Claim { generation: Generation(4), anchor: AnchorId(2) });
+        })
+    }
+
+    /// Puts and commits one record.
+    fn write(store: &mut Store, n: u32, record: Record) {
+        store.put(prefix(n), record);
+        store.commit().unwrap();
+    }
+
+    #[test]
+    fn the_last_record_of_a_prefix_is_what_comes_back() {
+        let dir = Dir::new("last");
+        let p6: Prefix = "2001:db8:1::/64".parse().unwrap();
         {
-            let mut store = Store::open(&dir).unwrap();
-            store.put(p4, Record::Bound(bound.clone()));
-            store.commit().unwrap();
-            store.put(p4, gone.clone());
-            store.put(p6, Record::Bound(bound.clone()));
+            let mut store = dir.open();
+            write(&mut store, 1, bound(3));
+            store.put(prefix(1), gone(4));
+            store.put(p6, bound(3));
             store.commit().unwrap();
             assert!(store.is_unsynced());
             store.syncer()().unwrap();
             assert!(!store.is_unsynced());
             // Not committed: not there later.
-            store.put(p6, gone.clone());
+            store.put(p6, gone(9));
         }
-        let store = Store::open(&dir).unwrap();
-        let all = store.load(|e| panic!("{e}")).unwrap();
-        assert_eq!(all, [(p4, gone), (p6, Record::Bound(bound))]);
+        assert_eq!(dir.state(), (vec![(prefix(1), gone(4)), (p6, bound(3))], vec![]));
+        // And what the next run writes comes after it.
+        write(&mut dir.open(), 1, gone(5));
+        assert_eq!(dir.state(), (vec![(prefix(1), gone(5)), (p6, bound(3))], vec![]));
+        assert_eq!(dir.names(), [FIRST]);
+    }
+
+    #[test]
+    fn a_directory_has_one_owner() {
+        let dir = Dir::new("owner");
+        let mut first = dir.open();
+        assert!(matches!(Store::open(&dir.0), Err(StoreError::InUse { .. })));
+        // A thread that still compacts for a store that is gone owns it, too.
+        first.segment_len_max = 0;
+        write(&mut first, 1, gone(1));
+        let compact = first.compactor().unwrap();
+        drop(first);
+        assert!(matches!(Store::open(&dir.0), Err(StoreError::InUse { .. })));
+        compact().unwrap();
+        assert_eq!(dir.state().0, [(prefix(1), gone(1))]);
+    }
+
+    #[test]
+    fn a_commit_torn_at_any_octet_leaves_its_whole_records() {
+        let dir = Dir::new("torn");
+        let mut store = dir.open();
+        write(&mut store, 1, bound(1));
+        let before = store.len;
+        let mut ends = vec![before];
+        for n in 1..4 {
+            store.put(prefix(n), gone(10 + n));
+            let mut octets = Vec::new();
+            log::frame(&mut octets, |out| codec::encode(prefix(n), &gone(10 + n), out));
+            ends.push(ends.last().unwrap() + octets.len());
+        }
+        store.commit().unwrap();
+        assert_eq!(store.len, *ends.last().unwrap());
         drop(store);
-        std::fs::remove_dir_all(&dir).unwrap();
+        let whole = dir.files();
+        for len in before..=whole[FIRST].len() {
+            for zeros in [0, 100] {
+                let mut files = whole.clone();
+                let segment = files.get_mut(FIRST).unwrap();
+                segment.truncate(len);
+                segment.resize(len + zeros, 0);
+                let size = segment.len();
+                dir.set_files(&files);
+
+                let good = ends.iter().filter(|&&end| end <= len).count() - 1;
+                let mut expected = BTreeMap::from([(prefix(1), bound(1))]);
+                let news = (1..).take(good).map(|n| (prefix(n), gone(10 + n)));
+                expected.extend(news);
+                let expected: Vec<_> = expected.into_iter().collect();
+                let (all, damaged) = dir.state();
+                assert_eq!(all, expected, "cut at {len}, {zeros} zeros");
+                // Reported once and cut off: the second start finds nothing.
+                assert_eq!(damaged.len(), usize::from(size != ends[good]), "{len}: {damaged:?}");
+                assert_eq!(dir.files()[FIRST].len(), ends[good]);
+                assert_eq!(dir.state(), (expected.clone(), vec![]));
+
+                // What is written next is found behind it.
+                write(&mut dir.open(), 9, gone(9));
+                let expected = [expected, vec![(prefix(9), gone(9))]].concat();
+                assert_eq!(dir.state(), (expected, vec![]));
+            }
+        }
+    }
+
+    #[test]
+    fn a_segment_cut_in_its_header_begins_anew() {
+        let dir = Dir::new("header");
+        drop(dir.open());
+        let whole = dir.files();
+        for len in 0..HEADER_LEN {
+            for octets in [whole[FIRST][..len].to_vec(), vec![0; len], vec![0; HEADER_LEN]] {
+                dir.set_files(&BTreeMap::from([(FIRST.to_owned(), octets)]));
+                write(&mut dir.open(), 1, gone(1));
+                assert_eq!(dir.state(), (vec![(prefix(1), gone(1))], vec![]));
+            }
+        }
+    }
+
+    #[test]
+    fn one_damaged_octet_never_invents_a_record() {
+        let dir = Dir::new("damage");
+        let mut store = dir.open();
+        let written = [(1, bound(1)), (2, gone(2)), (1, gone(3)), (3, bound(4)), (2, bound(5))];
+        for (n, record) in &written {
+            write(&mut store, *n, record.clone());
+        }
+        drop(store);
+        let whole = dir.files();
+        let (intact, _) = dir.state();
+        for at in 0..whole[FIRST].len() {
+            for flip in [0x01, 0x80, 0xff] {
+                let mut files = whole.clone();
+                files.get_mut(FIRST).unwrap()[at] ^= flip;
+                dir.set_files(&files);
+                if at < HEADER_LEN {
+                    assert!(matches!(Store::open(&dir.0), Err(StoreError::Foreign { .. })));
+                    assert_eq!(dir.files(), files, "refused, and untouched");
+                    continue;
+                }
+                let (all, damaged) = dir.state();
+                assert!(!damaged.is_empty(), "octet {at}");
+                for (found, record) in &all {
+                    let real = written.iter().any(|(n, r)| prefix(*n) == *found && r == record);
+                    assert!(real, "octet {at}: {found} {record:?}");
+                }
+                // Each start reads the same, and new records are found whatever is damaged.
+                assert_eq!(dir.state().0, all);
+                write(&mut dir.open(), 7, gone(7));
+                assert!(dir.state().0.contains(&(prefix(7), gone(7))));
+            }
+        }
+        // Damage in a payload costs this record alone.
+        let mut files = whole.clone();
+        files.get_mut(FIRST).unwrap()[HEADER_LEN + 10] ^= 1;
+        dir.set_files(&files);
+        assert_eq!(dir.state().0, intact);
+        assert_eq!(dir.state().1.len(), 1);
+    }
+
+    #[test]
+    fn full_segments_become_one_snapshot() {
+        let dir = Dir::new("rotate");
+        let mut store = dir.open();
+        store.segment_len_max = 300;
+        let mut expected = BTreeMap::new();
+        for round in 0..200 {
+            let record = if round % 3 == 0 { gone(round) } else { bound(round) };
+            expected.insert(prefix(round % 7), record.clone());
+            write(&mut store, round % 7, record);
+            store.syncer()().unwrap();
+            if round % 40 == 39 {
+                assert!(dir.names().len() > 2, "there is something to compact");
+                store.compactor().unwrap()().unwrap();
+                let active = format!("{:08}.log", store.number);
+                let snap = format!("{:08}.snap", store.number - 1);
+                assert_eq!(dir.names(), [snap, active]);
+                assert!(store.compactor().is_none(), "nothing is left to do");
+                let total: usize = dir.files().values().map(Vec::len).sum();
+                assert!(total < 300 + 100 + 7 * 100, "{total} octets");
+            }
+        }
+        drop(store);
+        assert_eq!(dir.state(), (expected.into_iter().collect(), vec![]));
+    }
+
+    #[test]
+    fn a_crash_at_each_step_of_compaction_leaves_the_same_state() {
+        let dir = Dir::new("crash");
+        let mut store = dir.open();
+        store.segment_len_max = 60;
+        for n in 0..18 {
+            write(&mut store, n % 5, gone(n));
+            if n == 5 {
+                store.compactor().unwrap()().unwrap();
+            }
+        }
+        let last = store.number - 1;
+        drop(store);
+        let before = dir.files();
+        let (expected, _) = dir.state();
+        assert!(before.keys().any(|name| name.ends_with(".snap")), "{:?}", before.keys());
+        assert!(before.len() > 4, "{:?}", before.keys());
+
+        log::compact(&dir.0, last).unwrap();
+        let after = dir.files();
+        let snap = format!("{last:08}.snap");
+        let octets = &after[&snap];
+        let check = |files: &BTreeMap<String, Vec<u8>>, step: &str| {
+            dir.set_files(files);
+            assert_eq!(dir.state(), (expected.clone(), vec![]), "{step}");
+            // The next run gets to the end, too.
+            let mut store = dir.open();
+            if let Some(compact) = store.compactor() {
+                compact().unwrap();
+            }
+            drop(store);
+            assert_eq!(dir.state(), (expected.clone(), vec![]), "{step}, compacted");
+            assert!(dir.names().iter().all(|name| !name.ends_with(".tmp")), "{step}");
+            assert!(dir.names().len() <= 2, "{step}: {:?}", dir.names());
+        };
+        // While the snapshot is written: any part of it.
+        for len in 0..=octets.len() {
+            let mut files = before.clone();
+            files.insert(format!("{snap}.tmp"), octets[..len].to_vec());
+            check(&files, "unfinished");
+        }
+        // Renamed; then the old files go one by one, in any order.
+        let covered: Vec<_> = before.keys().filter(|name| !after.contains_key(*name)).collect();
+        for removed in 0..1_u32 << covered.len() {
+            let mut files = before.clone();
+            files.insert(snap.clone(), octets.clone());
+            for (bit, name) in covered.iter().enumerate() {
+                if removed >> bit & 1 == 1 {
+                    files.remove(*name);
+                }
+            }
+            check(&files, "renamed");
+        }
+    }
+
+    #[test]
+    fn what_the_disk_refuses_waits_for_it() {
+        let dir = Dir::new("refuse");
+        let mut store = dir.open();
+        store.pending_max = 2;
+        write(&mut store, 1, gone(1));
+        // A descriptor without the right to write fails as a full disk does.
+        let path = dir.0.join(FIRST);
+        let good = std::mem::replace(&mut store.active, Arc::new(File::open(&path).unwrap()));
+        store.put(prefix(1), gone(2));
+        store.put(prefix(2), bound(2));
+        assert!(matches!(store.commit(), Err(StoreError::Write { waiting: 2, refused: 0, .. })));
+        // Newer ones still replace theirs; there is no room for another prefix.
+        store.put(prefix(2), gone(3));
+        store.put(prefix(3), gone(3));
+        assert!(matches!(store.commit(), Err(StoreError::Write { waiting: 2, refused: 1, .. })));
+
+        // The part that reached the disk is cut off before anything is written behind it.
+        assert!(store.torn);
+        (&*good).write_all(b"half a record").unwrap();
+        store.active = good;
+        store.commit().unwrap();
+        assert!(!store.torn && store.pending.is_empty());
+        write(&mut store, 4, gone(4));
+        drop(store);
+        let expected = vec![(prefix(1), gone(2)), (prefix(2), gone(3)), (prefix(4), gone(4))];
+        assert_eq!(dir.state(), (expected, vec![]));
+    }
+
+    #[test]
+    fn a_segment_that_cannot_be_made_keeps_the_records_waiting() {
+        let dir = Dir::new("rotation");
+        let mut store = dir.open();
+        store.segment_len_max = 0;
+        // A directory in the place of the next file.
+        let obstacle = dir.0.join("00000002.log");
+        fs::create_dir(&obstacle).unwrap();
+        store.put(prefix(1), gone(1));
+        assert!(matches!(store.commit(), Err(StoreError::Write { waiting: 1, .. })));
+        fs::remove_dir(&obstacle).unwrap();
+        store.commit().unwrap();
+        drop(store);
+        assert_eq!(dir.state(), (vec![(prefix(1), gone(1))], vec![]));
     }
 }
