@@ -301,7 +301,7 @@ impl Store {
     ) -> Option<impl FnOnce() -> Result<(), StoreError> + Send + 'static + use<>> {
         let dir = Arc::clone(&self.dir);
         let last = self.number - 1;
-        std::mem::take(&mut self.compactable).then(|| move || log::compact(&dir.path, last))
+        std::mem::take(&mut self.compactable).then_some(move || log::compact(&dir.path, last))
     }
 
     /// True after a commit for which no [`Self::syncer`] has been taken.
