@@ -36,14 +36,17 @@ impl Files {
         let mut files = Self::default();
         for entry in fs::read_dir(dir)? {
             let name = entry?.file_name();
-            let Some((number, kind)) = name.to_str().and_then(|name| name.split_once('.')) else {
+            let Some(name) = name.to_str() else { continue };
+            let Some((number, kind)) = name.split_once('.') else { continue };
+            // Only names as they are written here; in 32 bits, so that counting on cannot overflow.
+            let Ok(number) = number.parse::<u32>().map(u64::from) else { continue };
+            if number == 0 || name != file_name(number, kind) {
                 continue;
-            };
-            let Ok(number) = number.parse() else { continue };
+            }
             match kind {
                 "log" => files.logs.push(number),
                 "snap" => files.snaps.push(number),
-                "snap.tmp" => files.unfinished.push(dir.join(&name)),
+                "snap.tmp" => files.unfinished.push(dir.join(name)),
                 _ => {}
             }
         }
@@ -61,16 +64,20 @@ impl Files {
     }
 }
 
-pub fn log_path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("{number:08}.log"))
+fn file_name(number: u64, kind: &str) -> String {
+    format!("{number:08}.{kind}")
 }
 
-pub fn snap_path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("{number:08}.snap"))
+pub fn log_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(file_name(number, "log"))
+}
+
+fn snap_path(dir: &Path, number: u64) -> PathBuf {
+    dir.join(file_name(number, "snap"))
 }
 
 fn unfinished_path(dir: &Path, number: u64) -> PathBuf {
-    dir.join(format!("{number:08}.snap.tmp"))
+    dir.join(file_name(number, "snap.tmp"))
 }
 
 /// Makes a segment with nothing in it. The caller knows that the number is unused: what may be

@@ -46,7 +46,7 @@ pub const PENDING_MAX: usize = 1_000_000;
 pub const RETRY_EVERY: Duration = Duration::from_secs(2);
 
 /// Octets after which a segment is full: the next commit begins a new one, and the full one is
-/// compacted. Some 800 000 records; reading them back takes a fraction of a second.
+/// compacted. It has about a million records, which are read back in about a second.
 pub const SEGMENT_LEN_MAX: usize = 64 << 20;
 
 /// Most octets that the buffer of a commit keeps for the next one.
@@ -443,6 +443,20 @@ mod tests {
         write(&mut dir.open(), 1, gone(5));
         assert_eq!(dir.state(), (vec![(prefix(1), gone(5)), (p6, bound(3))], vec![]));
         assert_eq!(dir.names(), [FIRST]);
+    }
+
+    #[test]
+    fn files_of_others_are_left_alone() {
+        let dir = Dir::new("others");
+        let names = ["00000000.log", "1.log", "99999999999.log", "+0000001.snap", "notes.txt", "x"];
+        dir.set_files(&names.map(|name| (name.to_owned(), b"theirs".to_vec())).into());
+        let mut store = dir.open();
+        store.segment_len_max = 0;
+        write(&mut store, 1, gone(1));
+        store.compactor().unwrap()().unwrap();
+        drop(store);
+        assert_eq!(dir.state(), (vec![(prefix(1), gone(1))], vec![]));
+        assert!(names.iter().all(|name| dir.files()[*name] == b"theirs"));
     }
 
     #[test]
