@@ -13,7 +13,7 @@ demo: deps
 test: deps
 	$(CARGO) build --bins --examples
 	@target/debug/examples/lab clean
-	$(CARGO) test
+	$(CARGO) test --lib --test suite
 
 bench: deps
 	$(CARGO) bench

@@ -96,6 +96,8 @@ pub(super) struct Import {
     partial: Option<(Ask, Context, u8)>,
     /// [`Output::Imported`] with an error is out.
     failed: bool,
+    /// When the outcome was told. It is remembered longer, which is not a part of its duration.
+    told: Option<Instant>,
     wait: Duration,
     state: State,
     /// Of the timer in [`Mctx::timers`].
@@ -176,7 +178,8 @@ impl Import {
             mode: self.mode,
             state,
             started_us: self.started.as_micros(),
-            elapsed_us: u64::try_from((now - self.started).as_micros()).unwrap_or(u64::MAX),
+            elapsed_us: u64::try_from((self.told.unwrap_or(now) - self.started).as_micros())
+                .unwrap_or(u64::MAX),
             status,
         }
     }
@@ -285,6 +288,7 @@ impl Mctx {
             open: Vec::new(),
             partial: None,
             failed: false,
+            told: None,
             wait: self.config.request_retry,
             state: State::Waiting { retry_at: now, reason: NoContext::NoCandidate },
             due: now,
@@ -569,6 +573,7 @@ impl Mctx {
             result: Ok(Imported { context, from, mode, late, without_attributes }),
             elapsed: now - import.started,
         });
+        import.told = Some(now);
         import.state = State::Received { addr, ask, until: now + self.config.handover_max };
         self.put_import(mn, import);
     }
@@ -695,6 +700,7 @@ impl Mctx {
         let (reason, retriable) = (*reason, *retriable);
         if !import.failed {
             import.failed = true;
+            import.told = Some(now);
             self.counters.imports_failed += 1;
             out.push(Output::Imported {
                 mn: mn.clone(),
