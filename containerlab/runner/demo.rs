@@ -238,7 +238,7 @@ fn one_move(
 }
 
 /// The timeline of the node's last move: as text, when it began, and its steps.
-fn trace(lab: &Lab, anchor: &str, mn: &str) -> Result<(String, u64, Vec<Value>)> {
+pub fn trace(lab: &Lab, anchor: &str, mn: &str) -> Result<(String, u64, Vec<Value>)> {
     let killick = killick_program()?;
     let text = namespace::run(lab.namespace(anchor)?.command(&killick).args(["trace", mn]))?;
     let told = lab.killick_json(anchor, &format!("trace {mn}"))?;
@@ -251,7 +251,7 @@ fn trace(lab: &Lab, anchor: &str, mn: &str) -> Result<(String, u64, Vec<Value>)>
 
 /// Of one prefix: each phase with the microseconds since the one before; and those from the
 /// sighting to the announcement, which is the part that killick is responsible for.
-fn phases(steps: &[Value], prefix: &str) -> (Map<String, Value>, Option<u64>) {
+pub fn phases(steps: &[Value], prefix: &str) -> (Map<String, Value>, Option<u64>) {
     let mut phases = Map::new();
     let (mut first, mut before, mut announced) = (None, 0, None);
     for step in steps.iter().filter(|step| step["prefix"] == prefix) {

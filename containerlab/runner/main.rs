@@ -9,6 +9,7 @@ mod lab;
 mod namespace;
 mod outside;
 mod probe;
+mod roam;
 mod scene;
 mod signals;
 mod tls;
@@ -45,6 +46,12 @@ enum Command {
     },
     /// Let the hosts of a lab roam under traffic, and tell what it did to them.
     Demo { lab: String },
+    /// Move one host many times, and tell how long killick took for a move.
+    Roam {
+        lab: String,
+        #[arg(long, default_value_t = 100)]
+        moves: usize,
+    },
     /// Run a command in a node of a lab that another `lab` keeps up.
     Exec {
         lab: String,
@@ -77,6 +84,7 @@ fn main() -> ExitCode {
     let outcome = match Arguments::parse().command {
         Command::Up { lab, no_killick } => up(&lab, no_killick),
         Command::Demo { lab } => demo::run(&lab),
+        Command::Roam { lab, moves } => roam::run(&lab, moves.max(1)),
         Command::Exec { lab, node, command } => exec(&lab, &node, &command),
         Command::Send { to, pace_us, seconds } => {
             probe::send(to, Duration::from_micros(pace_us), seconds)
