@@ -74,10 +74,8 @@ impl Node {
         if self.pools.find(prefix).is_none() {
             return Err(RequestError::NotInPool(prefix));
         }
-        if let (Scope::Distributed { own } | Scope::Client { own }, true) =
-            (scope, anchor != self.config.own)
-        {
-            let _ = own;
+        // An anchor speaks for its own nodes only.
+        if !matches!(scope, Scope::Controller) && anchor != self.config.own {
             return Err(RequestError::ElsewhereAttached(anchor));
         }
         let configured = if anchor == self.config.own {
