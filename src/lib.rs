@@ -9,6 +9,7 @@
 
 pub mod anchor;
 pub mod api;
+pub mod auth;
 pub mod cli;
 pub mod config;
 pub mod dataplane;

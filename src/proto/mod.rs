@@ -2,4 +2,5 @@
 
 pub mod bgp;
 pub mod cxtp;
+pub mod lisp;
 pub mod nd;

@@ -4,6 +4,7 @@ mod anchor;
 mod binding;
 mod instant;
 pub mod limits;
+pub mod lisp;
 mod mac;
 mod mobile_node;
 mod prefix;

@@ -3,6 +3,7 @@
 pub mod bgp;
 pub mod cxtp;
 mod error;
+pub mod lisp;
 pub mod nd;
 mod reader;
 

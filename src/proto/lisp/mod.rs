@@ -1,0 +1,1 @@
+//! The mapping service (RFC 9301, RFC 9437): one machine per conversation.
