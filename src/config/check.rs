@@ -3,6 +3,7 @@
 
 mod access;
 mod bgp;
+mod lisp;
 mod mobility;
 mod peer;
 
@@ -86,6 +87,7 @@ impl<'d, 't> Checker<'d, 't> {
         let access = self.access(file, &pools);
         let peers = self.peers(file, &pools);
         let tls = self.tls(file);
+        let lisp = self.lisp(file, &pools);
         let api = self.api(file);
         let kernel = self.kernel(file);
         self.ports(
@@ -103,6 +105,7 @@ impl<'d, 't> Checker<'d, 't> {
             access: access?,
             peers: peers?,
             tls: tls?,
+            lisp: lisp?,
             api: api?,
             metrics: file.metrics.listen,
             kernel,
