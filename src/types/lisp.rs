@@ -195,6 +195,25 @@ pub enum EncapEvent {
     FirstPacket { prefix: Prefix },
 }
 
+/// What a nonce is remembered for: a peer and a key, a subscription, or our own block of them.
+/// Made by the machine that keeps it; to the store they are octets.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct NonceKey(Box<[u8]>);
+
+/// Two prefixes, two identifiers and some numbers.
+pub const NONCE_KEY_LEN_MAX: usize = 96;
+
+impl NonceKey {
+    /// `None` when it is longer than [`NONCE_KEY_LEN_MAX`].
+    pub fn new(octets: &[u8]) -> Option<Self> {
+        (octets.len() <= NONCE_KEY_LEN_MAX).then(|| Self(octets.into()))
+    }
+
+    pub fn as_bytes(&self) -> &[u8] {
+        &self.0
+    }
+}
+
 /// Packets and octets of one entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EntryCount {

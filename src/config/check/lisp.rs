@@ -58,10 +58,7 @@ impl Checker<'_, '_> {
         if !probe_interval.is_zero() && probe_interval < Duration::from_secs(1) {
             self.error("lisp.probe-interval", "must be \"0s\" (never) or at least \"1s\"");
         }
-        let server = match &section.server {
-            Some(server) => Some(self.lisp_server(file, server, pools)),
-            None => None,
-        };
+        let server = section.server.as_ref().map(|server| self.lisp_server(file, server, pools));
         if section.server.is_none()
             && section.map_server.is_empty()
             && section.map_resolver.is_empty()

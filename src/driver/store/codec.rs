@@ -1,20 +1,23 @@
 //! One record as octets: the payload of a frame of the log.
 //!
 //! ```text
-//! kind 1 | family 1 | length 1 | address 4 or 16 | generation 4 | anchor 4 |   both kinds
+//! kind 1 | family 1 | length 1 | address 4 or 16 | generation 4 | anchor 4 |   Bound and Gone
 //! flags 1 | mn: length 1, text | then, for each flag in this order:             Bound only
 //!   FE_E IPv4 4, FE_E IPv6 16, home 4, until 8, link: length 1, text, MAC 6
+//! kind 1 | key: length 1, octets | nonce 8                                      Nonce
 //! ```
 //! Numbers are big-endian. Nothing may follow, and each prefix of a payload is an error.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::{Record, StoredBinding};
+use super::{Key, Record, StoredBinding, Value};
+use crate::types::lisp::NonceKey;
 use crate::types::{AnchorId, Claim, Generation, Locator, MacAddr, MnId, Prefix};
 use crate::wire::{Reader, WireError};
 
 const BOUND: u8 = 1;
 const GONE: u8 = 2;
+const NONCE: u8 = 3;
 
 const IPV4: u8 = 1;
 const IPV6: u8 = 2;
@@ -27,11 +30,33 @@ const FLAGS: u8 = IPV4 | IPV6 | HOME | UNTIL | LINK | MAC;
 /// Longest payload: a node identifier and a link name have at most 255 octets, the rest is fixed.
 pub const PAYLOAD_LEN_MAX: usize = 3 + 16 + 8 + 1 + 256 + 4 + 16 + 4 + 8 + 256 + 6;
 
-pub fn encode(prefix: Prefix, record: &Record, out: &mut Vec<u8>) {
-    out.push(match record {
-        Record::Bound(_) => BOUND,
-        Record::Gone(_) => GONE,
-    });
+pub fn encode(key: &Key, value: &Value, out: &mut Vec<u8>) {
+    match (key, value) {
+        (Key::Prefix(prefix), Value::Record(Record::Gone(claim))) => {
+            out.push(GONE);
+            encode_prefix(*prefix, out);
+            out.extend(claim.generation.0.to_be_bytes());
+            out.extend(claim.anchor.0.to_be_bytes());
+        }
+        (Key::Prefix(prefix), Value::Record(Record::Bound(bound))) => {
+            out.push(BOUND);
+            encode_prefix(*prefix, out);
+            encode_bound(bound, out);
+        }
+        (Key::Nonce(key), Value::Nonce(nonce)) => {
+            let octets = key.as_bytes();
+            let len = u8::try_from(octets.len()).expect("NONCE_KEY_LEN_MAX is below 256");
+            out.extend([NONCE, len]);
+            out.extend(octets);
+            out.extend(nonce.to_be_bytes());
+        }
+        (Key::Prefix(_), Value::Nonce(_)) | (Key::Nonce(_), Value::Record(_)) => {
+            unreachable!("a value is put under a key of its kind")
+        }
+    }
+}
+
+fn encode_prefix(prefix: Prefix, out: &mut Vec<u8>) {
     match prefix {
         Prefix::V4 { addr, len } => {
             out.extend([4, len]);
@@ -41,13 +66,6 @@ pub fn encode(prefix: Prefix, record: &Record, out: &mut Vec<u8>) {
             out.extend([6, len]);
             out.extend(addr.to_be_bytes());
         }
-    }
-    match record {
-        Record::Gone(claim) => {
-            out.extend(claim.generation.0.to_be_bytes());
-            out.extend(claim.anchor.0.to_be_bytes());
-        }
-        Record::Bound(bound) => encode_bound(bound, out),
     }
 }
 
@@ -90,9 +108,19 @@ fn encode_bound(bound: &StoredBinding, out: &mut Vec<u8>) {
     }
 }
 
-pub fn decode(payload: &[u8]) -> Result<(Prefix, Record), WireError> {
+pub fn decode(payload: &[u8]) -> Result<(Key, Value), WireError> {
     let mut input = Reader::new(payload);
     let kind = input.u8()?;
+    if kind == NONCE {
+        let len = input.u8()?;
+        let key = NonceKey::new(input.bytes(len.into())?).ok_or(WireError::BadValue)?;
+        let nonce = Value::Nonce(input.u64()?);
+        return if input.is_empty() {
+            Ok((Key::Nonce(key), nonce))
+        } else {
+            Err(WireError::BadLength)
+        };
+    }
     let prefix = decode_prefix(&mut input)?;
     let generation = Generation(input.u32()?);
     let anchor = AnchorId(input.u32()?);
@@ -101,7 +129,11 @@ pub fn decode(payload: &[u8]) -> Result<(Prefix, Record), WireError> {
         BOUND => Record::Bound(decode_bound(generation, anchor, &mut input)?),
         other => return Err(WireError::UnknownType(other)),
     };
-    if input.is_empty() { Ok((prefix, record)) } else { Err(WireError::BadLength) }
+    if input.is_empty() {
+        Ok((Key::Prefix(prefix), Value::Record(record)))
+    } else {
+        Err(WireError::BadLength)
+    }
 }
 
 fn decode_prefix(input: &mut Reader<'_>) -> Result<Prefix, WireError> {
@@ -154,11 +186,16 @@ fn text<'a>(input: &mut Reader<'a>) -> Result<&'a str, WireError> {
 mod tests {
     use super::*;
 
-    fn records() -> Vec<(Prefix, Record)> {
+    fn key(prefix: &str) -> Key {
+        Key::Prefix(prefix.parse().unwrap())
+    }
+
+    fn records() -> Vec<(Key, Value)> {
         let gone = Claim { generation: Generation(7), anchor: AnchorId(u32::MAX) };
         let mut all = vec![
-            ("0.0.0.0/0".parse().unwrap(), Record::Gone(gone)),
-            ("2001:db8::/64".parse().unwrap(), Record::Gone(gone)),
+            (key("0.0.0.0/0"), Value::Record(Record::Gone(gone))),
+            (key("2001:db8::/64"), Value::Record(Record::Gone(gone))),
+            (Key::Nonce(NonceKey::new(&[7; 96]).unwrap()), Value::Nonce(u64::MAX)),
         ];
         for flags in 0..=FLAGS {
             let when = |bit: u8| (flags & bit != 0).then_some(());
@@ -176,18 +213,18 @@ mod tests {
                 mac: when(MAC).map(|()| MacAddr([2, 0, 0, 0, 0, 1])),
             };
             let prefix = if flags % 2 == 0 { "10.1.1.7/32" } else { "2001:db8::7/128" };
-            all.push((prefix.parse().unwrap(), Record::Bound(bound)));
+            all.push((key(prefix), Value::Record(Record::Bound(bound))));
         }
         all
     }
 
     #[test]
     fn each_combination_comes_back_and_each_truncation_is_an_error() {
-        for (prefix, record) in records() {
+        for (key, value) in records() {
             let mut octets = Vec::new();
-            encode(prefix, &record, &mut octets);
+            encode(&key, &value, &mut octets);
             assert!(octets.len() <= PAYLOAD_LEN_MAX);
-            assert_eq!(decode(&octets), Ok((prefix, record)));
+            assert_eq!(decode(&octets), Ok((key, value)));
             for len in 0..octets.len() {
                 assert!(decode(&octets[..len]).is_err(), "{len} of {}", octets.len());
             }
@@ -198,19 +235,23 @@ mod tests {
 
     #[test]
     fn the_longest_record_is_as_long_as_stated() {
-        let (_, record) = records().pop().unwrap();
-        let Record::Bound(mut bound) = record else { panic!("the last one is bound") };
+        let Some((_, Value::Record(Record::Bound(mut bound)))) = records().pop() else {
+            panic!("the last one is bound")
+        };
+        let value = |bound| Value::Record(Record::Bound(bound));
         bound.mn = MnId::new(&"m".repeat(255)).unwrap();
         bound.link = Some("l".repeat(255));
         let mut octets = Vec::new();
-        encode("2001:db8::7/128".parse().unwrap(), &Record::Bound(bound.clone()), &mut octets);
+        encode(&key("2001:db8::7/128"), &value(bound.clone()), &mut octets);
         assert_eq!(octets.len(), PAYLOAD_LEN_MAX);
 
         // One more octet of link name: no interface has it, the binding is kept without.
         bound.link = Some("l".repeat(256));
         octets.clear();
-        encode("10.0.0.1/32".parse().unwrap(), &Record::Bound(bound), &mut octets);
-        let Ok((_, Record::Bound(back))) = decode(&octets) else { panic!("well-formed") };
+        encode(&key("10.0.0.1/32"), &value(bound), &mut octets);
+        let Ok((_, Value::Record(Record::Bound(back)))) = decode(&octets) else {
+            panic!("well-formed")
+        };
         assert_eq!(back.link, None);
     }
 
@@ -222,7 +263,9 @@ mod tests {
         assert_eq!(decode(&gone(&[4, 33, 10, 0, 0, 0])), Err(WireError::BadValue), "length");
         assert_eq!(decode(&gone(&[5, 8, 10, 0, 0, 0])), Err(WireError::BadValue), "family");
         let mut kind = gone(&[4, 8, 10, 0, 0, 0]);
-        kind[0] = 3;
-        assert_eq!(decode(&kind), Err(WireError::UnknownType(3)));
+        kind[0] = 4;
+        assert_eq!(decode(&kind), Err(WireError::UnknownType(4)));
+        let long = [&[NONCE, 97][..], &[0; 105]].concat();
+        assert_eq!(decode(&long), Err(WireError::BadValue), "a key of 97 octets");
     }
 }
