@@ -195,24 +195,21 @@ pub enum EncapEvent {
     FirstPacket { prefix: Prefix },
 }
 
-/// What a nonce is remembered for: a peer and a key, a subscription, or our own block of them.
-/// Made by the machine that keeps it; to the store they are octets.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct NonceKey(Box<[u8]>);
+/// What the machines of the mapping service want to find again after a restart: nonces that must
+/// not be taken twice, subscriptions. Made and read by the hall; to the store both parts are octets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// At most [`NOTE_KEY_LEN_MAX`]; a later note with the same key replaces this one.
+    pub key: Vec<u8>,
+    /// At most [`NOTE_LEN_MAX`].
+    pub octets: Vec<u8>,
+}
 
 /// Two prefixes, two identifiers and some numbers.
-pub const NONCE_KEY_LEN_MAX: usize = 96;
+pub const NOTE_KEY_LEN_MAX: usize = 96;
 
-impl NonceKey {
-    /// `None` when it is longer than [`NONCE_KEY_LEN_MAX`].
-    pub fn new(octets: &[u8]) -> Option<Self> {
-        (octets.len() <= NONCE_KEY_LEN_MAX).then(|| Self(octets.into()))
-    }
-
-    pub fn as_bytes(&self) -> &[u8] {
-        &self.0
-    }
-}
+/// A subscription with all the locators it may have.
+pub const NOTE_LEN_MAX: usize = 1024;
 
 /// Packets and octets of one entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

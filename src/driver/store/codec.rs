@@ -4,20 +4,20 @@
 //! kind 1 | family 1 | length 1 | address 4 or 16 | generation 4 | anchor 4 |   Bound and Gone
 //! flags 1 | mn: length 1, text | then, for each flag in this order:             Bound only
 //!   FE_E IPv4 4, FE_E IPv6 16, home 4, until 8, link: length 1, text, MAC 6
-//! kind 1 | key: length 1, octets | nonce 8                                      Nonce
+//! kind 1 | key: length 1, octets | octets: length 2, octets                       Note
 //! ```
 //! Numbers are big-endian. Nothing may follow, and each prefix of a payload is an error.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
 use super::{Key, Record, StoredBinding, Value};
-use crate::types::lisp::NonceKey;
+use crate::types::lisp::{NOTE_KEY_LEN_MAX, NOTE_LEN_MAX};
 use crate::types::{AnchorId, Claim, Generation, Locator, MacAddr, MnId, Prefix};
 use crate::wire::{Reader, WireError};
 
 const BOUND: u8 = 1;
 const GONE: u8 = 2;
-const NONCE: u8 = 3;
+const NOTE: u8 = 3;
 
 const IPV4: u8 = 1;
 const IPV6: u8 = 2;
@@ -27,8 +27,13 @@ const LINK: u8 = 16;
 const MAC: u8 = 32;
 const FLAGS: u8 = IPV4 | IPV6 | HOME | UNTIL | LINK | MAC;
 
-/// Longest payload: a node identifier and a link name have at most 255 octets, the rest is fixed.
-pub const PAYLOAD_LEN_MAX: usize = 3 + 16 + 8 + 1 + 256 + 4 + 16 + 4 + 8 + 256 + 6;
+/// Longest record: a node identifier and a link name have at most 255 octets, the rest is fixed.
+const RECORD_LEN_MAX: usize = 3 + 16 + 8 + 1 + 256 + 4 + 16 + 4 + 8 + 256 + 6;
+
+/// Longest payload: a note.
+pub const PAYLOAD_LEN_MAX: usize = 2 + NOTE_KEY_LEN_MAX + 2 + NOTE_LEN_MAX;
+
+const _: () = assert!(RECORD_LEN_MAX <= PAYLOAD_LEN_MAX);
 
 pub fn encode(key: &Key, value: &Value, out: &mut Vec<u8>) {
     match (key, value) {
@@ -43,14 +48,15 @@ pub fn encode(key: &Key, value: &Value, out: &mut Vec<u8>) {
             encode_prefix(*prefix, out);
             encode_bound(bound, out);
         }
-        (Key::Nonce(key), Value::Nonce(nonce)) => {
-            let octets = key.as_bytes();
-            let len = u8::try_from(octets.len()).expect("NONCE_KEY_LEN_MAX is below 256");
-            out.extend([NONCE, len]);
+        (Key::Note(key), Value::Note(octets)) => {
+            let len = u8::try_from(key.len()).expect("NOTE_KEY_LEN_MAX is below 256");
+            out.extend([NOTE, len]);
+            out.extend(key);
+            let len = u16::try_from(octets.len()).expect("NOTE_LEN_MAX is below 65536");
+            out.extend(len.to_be_bytes());
             out.extend(octets);
-            out.extend(nonce.to_be_bytes());
         }
-        (Key::Prefix(_), Value::Nonce(_)) | (Key::Nonce(_), Value::Record(_)) => {
+        (Key::Prefix(_), Value::Note(_)) | (Key::Note(_), Value::Record(_)) => {
             unreachable!("a value is put under a key of its kind")
         }
     }
@@ -111,15 +117,8 @@ fn encode_bound(bound: &StoredBinding, out: &mut Vec<u8>) {
 pub fn decode(payload: &[u8]) -> Result<(Key, Value), WireError> {
     let mut input = Reader::new(payload);
     let kind = input.u8()?;
-    if kind == NONCE {
-        let len = input.u8()?;
-        let key = NonceKey::new(input.bytes(len.into())?).ok_or(WireError::BadValue)?;
-        let nonce = Value::Nonce(input.u64()?);
-        return if input.is_empty() {
-            Ok((Key::Nonce(key), nonce))
-        } else {
-            Err(WireError::BadLength)
-        };
+    if kind == NOTE {
+        return decode_note(&mut input);
     }
     let prefix = decode_prefix(&mut input)?;
     let generation = Generation(input.u32()?);
@@ -131,6 +130,21 @@ pub fn decode(payload: &[u8]) -> Result<(Key, Value), WireError> {
     };
     if input.is_empty() {
         Ok((Key::Prefix(prefix), Value::Record(record)))
+    } else {
+        Err(WireError::BadLength)
+    }
+}
+
+fn decode_note(input: &mut Reader<'_>) -> Result<(Key, Value), WireError> {
+    let len = usize::from(input.u8()?);
+    let key = input.bytes(len)?.to_vec();
+    let len = usize::from(input.u16()?);
+    let octets = input.bytes(len)?.to_vec();
+    if key.len() > NOTE_KEY_LEN_MAX || octets.len() > NOTE_LEN_MAX {
+        return Err(WireError::BadValue);
+    }
+    if input.is_empty() {
+        Ok((Key::Note(key), Value::Note(octets)))
     } else {
         Err(WireError::BadLength)
     }
@@ -195,7 +209,7 @@ mod tests {
         let mut all = vec![
             (key("0.0.0.0/0"), Value::Record(Record::Gone(gone))),
             (key("2001:db8::/64"), Value::Record(Record::Gone(gone))),
-            (Key::Nonce(NonceKey::new(&[7; 96]).unwrap()), Value::Nonce(u64::MAX)),
+            (Key::Note(vec![7; NOTE_KEY_LEN_MAX]), Value::Note(vec![8; 100])),
         ];
         for flags in 0..=FLAGS {
             let when = |bit: u8| (flags & bit != 0).then_some(());
@@ -243,7 +257,7 @@ mod tests {
         bound.link = Some("l".repeat(255));
         let mut octets = Vec::new();
         encode(&key("2001:db8::7/128"), &value(bound.clone()), &mut octets);
-        assert_eq!(octets.len(), PAYLOAD_LEN_MAX);
+        assert_eq!(octets.len(), RECORD_LEN_MAX);
 
         // One more octet of link name: no interface has it, the binding is kept without.
         bound.link = Some("l".repeat(256));
@@ -265,7 +279,7 @@ mod tests {
         let mut kind = gone(&[4, 8, 10, 0, 0, 0]);
         kind[0] = 4;
         assert_eq!(decode(&kind), Err(WireError::UnknownType(4)));
-        let long = [&[NONCE, 97][..], &[0; 105]].concat();
+        let long = [&[NOTE, 97][..], &[0; 99]].concat();
         assert_eq!(decode(&long), Err(WireError::BadValue), "a key of 97 octets");
     }
 }

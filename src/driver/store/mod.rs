@@ -1,5 +1,5 @@
-//! What survives kill -9: the bindings of this node, the claims of those that left, and the nonces
-//! that must not be taken twice.
+//! What survives kill -9: the bindings of this node, the claims of those that left, and notes of the
+//! mapping service (nonces that must not be taken twice).
 //!
 //! Records of one turn of the loop are committed together, *before* the messages of that turn
 //! leave: whatever a peer has heard from us, we still know after a crash. A commit reaches the
@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::log::{End, Files, HEADER_LEN};
-use crate::types::lisp::NonceKey;
+use crate::types::lisp::{NOTE_KEY_LEN_MAX, NOTE_LEN_MAX, Note};
 use crate::types::{AnchorId, Claim, Generation, Locator, MacAddr, MnId, Prefix};
 
 /// Longest time for which an answered change is only in the page cache.
@@ -73,21 +73,20 @@ pub struct StoredBinding {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Key {
     Prefix(Prefix),
-    Nonce(NonceKey),
+    Note(Vec<u8>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Value {
     Record(Record),
-    /// The last nonce that was taken, or the end of the block that may be in use.
-    Nonce(u64),
+    Note(Vec<u8>),
 }
 
-/// All that was stored, by prefix and by key.
+/// All that was stored, in order of prefixes and keys.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Loaded {
     pub records: Vec<(Prefix, Record)>,
-    pub nonces: Vec<(NonceKey, u64)>,
+    pub notes: Vec<Note>,
 }
 
 /// One record: what holds for a prefix now.
@@ -216,8 +215,8 @@ impl Store {
                 (Key::Prefix(prefix), Value::Record(record)) => {
                     loaded.records.push((prefix, record));
                 }
-                (Key::Nonce(key), Value::Nonce(nonce)) => loaded.nonces.push((key, nonce)),
-                (Key::Prefix(_), Value::Nonce(_)) | (Key::Nonce(_), Value::Record(_)) => {
+                (Key::Note(key), Value::Note(octets)) => loaded.notes.push(Note { key, octets }),
+                (Key::Prefix(_), Value::Note(_)) | (Key::Note(_), Value::Record(_)) => {
                     unreachable!("a value is decoded together with its key")
                 }
             }
@@ -232,8 +231,9 @@ impl Store {
     }
 
     /// As [`Self::put`].
-    pub fn put_nonce(&mut self, key: NonceKey, nonce: u64) {
-        self.put_value(Key::Nonce(key), Value::Nonce(nonce));
+    pub fn put_note(&mut self, note: Note) {
+        assert!(note.key.len() <= NOTE_KEY_LEN_MAX && note.octets.len() <= NOTE_LEN_MAX);
+        self.put_value(Key::Note(note.key), Value::Note(note.octets));
     }
 
     fn put_value(&mut self, key: Key, value: Value) {
