@@ -5,5 +5,6 @@ mod lisp_wire;
 #[path = "../netns/mod.rs"]
 mod netns;
 mod netns_anchor;
+mod netns_encap;
 #[path = "../sim/mod.rs"]
 mod sim;
