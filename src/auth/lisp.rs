@@ -247,6 +247,14 @@ impl KeyChain {
         self
     }
 
+    /// The key of this ID and algorithm (as on the wire): an answer is signed as the question was.
+    pub fn find(&self, key_id: u8, algorithm: u8) -> Option<&LispKey> {
+        std::iter::once(&self.signer)
+            .chain(&self.accepted)
+            .find(|(id, key)| *id == key_id && key.algorithm().id() == algorithm)
+            .map(|(_, key)| key)
+    }
+
     /// What to encode in a message that [`Self::sign`] signs afterwards.
     pub fn authentication(&self) -> Authentication {
         self.signer.1.authentication(self.signer.0)
