@@ -645,3 +645,195 @@ fn data_packet(name: &str, vectors: &BTreeMap<String, Vec<u8>>) -> Vec<u8> {
     assert_eq!(out[port..port + 2], DATA_PORT.to_be_bytes());
     out
 }
+
+/// A name, and the fields that the dissector has to show: `field=value,value` with spaces between.
+/// Types 1 to 4 and 8, and data packets; of a Map-Notify-Ack it shows the type and no more.
+const SHOWN: &[(&str, &str)] = &[
+    (
+        "map-request",
+        "type=1 nonce=0x0123456789abcdef irc=1 mreq.srceid.ipv4=10.1.0.7 \
+        mreq.itr_rloc_ipv4=192.0.2.1 mreq.itr_rloc_ipv6=2001:db8::1 \
+        mreq.record.prefix.ipv4=10.2.0.9 mreq.record.prefix.length=32",
+    ),
+    (
+        "map-request-probe",
+        "type=1 mreq.flags.auth=1 mreq.flags.mrp=1 mreq.flags.probe=1 \
+        mreq.flags.pitr=1 mreq.flags.smr=0 mreq.record.prefix.ipv6=2001:db8:e:: \
+        mreq.record.prefix.length=48 mapping.eid.ipv4=10.1.0.7 \
+        loc.locator=192.0.2.1,2001:db8::1 mapping.ver=2748 mapping.auth=1",
+    ),
+    (
+        "map-request-smr",
+        "type=1 mreq.flags.smr=1 mreq.flags.smri=0 \
+        mreq.srceid_ipv6=2001:db8:e:1::7 mreq.record.prefix.ipv6=2001:db8:f::",
+    ),
+    (
+        "map-request-smr-invoked",
+        "type=1 mreq.flags.smr=0 mreq.flags.smri=1 lcaf.iid=5,5 \
+        lcaf.iid.ipv4=10.1.0.7,10.2.0.9",
+    ),
+    (
+        "subscribe",
+        "type=1 mreq.record.prefix.ipv4=10.1.0.7 \
+        mreq.record.prefix.ipv6=2001:db8:e:1::7 lcaf.iid=9 lcaf.iid.ipv4=10.0.0.0 \
+        mreq.record.prefix.length=32,128,16",
+    ),
+    (
+        "map-reply",
+        "type=2 nonce=0x0123456789abcdef mapping.ttl=1440,3 mapping.eid.ipv4=10.1.0.7 \
+        mapping.eid.masklen=32,24 lcaf.iid=5 lcaf.iid.ipv4=10.1.2.0 mapping.ver=2748,4095 \
+        mapping.auth=1,0 loc.locator=192.0.2.1,2001:db8::1,192.0.2.1 loc.weight=100,50,100 \
+        loc.flags.local=0,0,1 loc.flags.reach=1,1,0",
+    ),
+    (
+        "map-reply-probe",
+        "type=2 mrep.flags.probe=1 mrep.flags.enlr=1 mrep.flags.sec=0 \
+        mapping.ttl=4294967295 loc.priority=255 loc.flags.probe=1 loc.flags.local=1",
+    ),
+    (
+        "map-reply-negative",
+        "type=2 mapping.act=0,1,2,3,4,5 mapping.loccnt=0,0,0,0,0,0 \
+        mapping.eid.masklen=8,9,10,11,12,13",
+    ),
+    (
+        "map-reply-lcaf",
+        "type=2 lcaf.srcdst.src.ipv6=:: lcaf.srcdst.dst.ipv6=2001:db8:2:: \
+        lcaf.srcdst.dst.masklen=64 lcaf.srcdst.src.masklen=0 lcaf.afi_list.ipv4=192.0.2.1 \
+        lcaf.afi_list.ipv6=2001:db8::1 lcaf.afi_list.dn=anchor-7 lcaf.geo.lat.deg=60",
+    ),
+    ("map-reply-empty", "type=2 records=0"),
+    (
+        "map-register-sha1-96",
+        "type=3 keyid=0x0101 authlen=12 mreg.flags.wmn=1 \
+        mapping.eid.ipv4=10.1.0.7 loc.locator=192.0.2.1,2001:db8::1",
+    ),
+    ("map-register-sha1", "type=3 keyid=0x0101 authlen=20 mreg.flags.pmr=1 mreg.flags.wmn=0"),
+    (
+        "map-register-sha256-128",
+        "type=3 keyid=0x0202 authlen=16 mreg.flags.xtrid=1 \
+        xtrid=00112233445566778899aabbccddeeff siteid=0102030405060708",
+    ),
+    ("map-register-sha256", "type=3 keyid=0x0202 authlen=32 mreg.flags.sec=1 mreg.res=0x00000a"),
+    (
+        "map-register-hkdf-128",
+        "type=3 keyid=0x0303 authlen=16 mreg.flags.sec=1 \
+        xtrid=00112233445566778899aabbccddeeff siteid=0102030405060708",
+    ),
+    ("map-register-hkdf", "type=3 keyid=0x0303 authlen=32 mapping.ttl=0 mapping.loccnt=0"),
+    ("map-notify-sha1-96", "type=4 keyid=0x0101 authlen=12 mapping.eid.ipv4=10.1.0.7"),
+    ("map-notify-sha256-128", "type=4 keyid=0x0202 authlen=16 mapping.eid.masklen=32,24"),
+    ("map-notify-hkdf-128", "type=4 keyid=0x0303 authlen=16 mapping.act=5"),
+    ("map-notify-hkdf", "type=4 keyid=0x0303 authlen=32 lcaf.iid.ipv4=10.1.2.0"),
+    ("map-notify-ack-sha1", "type=5"),
+    ("map-notify-ack-sha256-128", "type=5"),
+    ("map-notify-ack-hkdf-128", "type=5"),
+    ("ecm-v4", "type=8,1 ecm.flags.sec=0 ecm.flags.ddt=0 mreq.record.prefix.ipv4=10.2.0.9"),
+    ("ecm-v6", "type=8,1 ecm.flags.ddt=1 mreq.record.prefix.ipv4=10.2.0.9"),
+    ("data-plain", "data.flags=0x00"),
+    ("data-iid", "data.flags=0x08 data.iid=658188"),
+    ("data-iid-status", "data.flags=0x48 data.iid=658188 data.lsb8=0x05"),
+    ("data-status", "data.flags=0x40 data.lsb=0x80000001"),
+    ("data-nonce-echo", "data.flags=0xa0 data.nonce=789774"),
+    ("data-versions", "data.flags=0x18 data.srcmapver=2748 data.dstmapver=3567 data.iid=1"),
+    ("data-gpe-v4", "data.flags=0x0c data.iid=1"),
+    ("data-gpe-v6", "data.flags=0x04"),
+    // What it does not know, in its words: an ITR-RLOC that is an LCAF or AFI 0, a name as EID.
+    ("map-request-source-dest", "type=1 expert=Unexpected_ITR-RLOC-AFI_(16387),_cannot_decode"),
+    (
+        "unsubscribe",
+        "type=1 nonce=0x0000000000000007 \
+        expert=Unexpected_ITR-RLOC-AFI_(0),_cannot_decode",
+    ),
+    ("map-request-passed-on", "type=1 expert=Unexpected_Source_EID_AFI_(17),_cannot_decode"),
+];
+
+fn field_name(short: &str) -> String {
+    match short.strip_prefix("data.") {
+        Some(data) => format!("lisp-data.{data}"),
+        None if short == "expert" => "_ws.expert.message".to_owned(),
+        None => format!("lisp.{short}"),
+    }
+}
+
+/// Everything that our encoder makes, read by a dissector of others: nothing malformed, every
+/// checksum right, and the fields as they were meant.
+#[test]
+fn a_dissector_reads_what_we_write() {
+    let chain = keys();
+    let vectors = vectors();
+    let mut left: Vec<&str> = vectors
+        .keys()
+        .map(String::as_str)
+        .filter(|name| !name.starts_with("lenient-") && !name.starts_with("outer-"))
+        .collect();
+    let mut packets = Vec::new();
+    for (name, _) in SHOWN {
+        left.retain(|other| other != name);
+        packets.push(if name.starts_with("data-") {
+            data_packet(name, &vectors)
+        } else {
+            let mut message = meaning(name);
+            if let Some(authentication) = authentication(&mut message) {
+                let signed = &vectors[*name];
+                let len = usize::from(u16::from_be_bytes([signed[14], signed[15]]));
+                let digest = signed[16..16 + len].to_vec();
+                *authentication =
+                    Authentication { key_id: signed[12], algorithm: signed[13], digest };
+                assert!(chain.verify(&encoded(&message)).is_ok());
+            }
+            control_packet(&encoded(&message))
+        });
+    }
+    assert_eq!(left, Vec::<&str>::new(), "messages that nobody looks at");
+
+    let mut fields: Vec<String> = SHOWN
+        .iter()
+        .flat_map(|(_, shown)| shown.split_whitespace())
+        .map(|pair| field_name(pair.split_once('=').unwrap().0))
+        .collect();
+    let always = ["_ws.malformed", "_ws.expert.message", "ip.checksum.status"];
+    fields.extend(always.map(str::to_owned));
+    fields.push("udp.checksum.status".to_owned());
+    fields.sort();
+    fields.dedup();
+
+    let file = Path::new(env!("CARGO_TARGET_TMPDIR")).join("lisp_wire.pcap");
+    fs::write(&file, pcap(&packets)).unwrap();
+    let mut tshark = Command::new("tshark");
+    tshark.arg("-r").arg(&file).args(["-T", "json"]);
+    tshark.args(["-o", "ip.check_checksum:TRUE", "-o", "udp.check_checksum:TRUE"]);
+    for field in &fields {
+        tshark.args(["-e", field]);
+    }
+    let read = match tshark.output() {
+        Ok(read) => read,
+        Err(error) => {
+            return skipped("a_dissector_reads_what_we_write", &format!("tshark: {error}"));
+        }
+    };
+    assert!(read.status.success(), "{}", String::from_utf8_lossy(&read.stderr));
+    let read: serde_json::Value = serde_json::from_slice(&read.stdout).unwrap();
+    let read = read.as_array().unwrap();
+    assert_eq!(read.len(), SHOWN.len());
+    for ((name, shown), read) in SHOWN.iter().zip(read) {
+        let layers = &read["_source"]["layers"];
+        let values = |field: &str| -> Vec<&str> {
+            let list = layers[field].as_array().map(Vec::as_slice).unwrap_or_default();
+            list.iter().map(|value| value.as_str().unwrap()).collect()
+        };
+        assert_eq!(values("_ws.malformed"), [""; 0], "{name}");
+        if !shown.contains("expert=") {
+            assert_eq!(values("_ws.expert.message"), [""; 0], "{name}");
+        }
+        for field in ["ip.checksum.status", "udp.checksum.status"] {
+            // 1 is good.
+            assert!(values(field).iter().all(|&status| status == "1"), "{name}: {layers}");
+        }
+        assert!(!values("udp.checksum.status").is_empty(), "{name}");
+        for pair in shown.split_whitespace() {
+            let (short, want) = pair.split_once('=').unwrap();
+            let got = values(&field_name(short)).join(",").replace(' ', "_");
+            assert_eq!(got, want, "{name}: {short}");
+        }
+    }
+}
