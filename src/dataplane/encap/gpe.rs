@@ -18,6 +18,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
+use super::reconcile::usable;
 use super::{Caps, DropReason, EncapError, Encapsulator, Families, Totals, guard};
 use crate::dataplane::OpError;
 use crate::dataplane::filter::State;
@@ -378,22 +379,13 @@ impl Gpe {
         answers.into_iter().try_for_each(outcome)
     }
 
-    /// The members of a path whose family we have, with weights that the kernel understands.
     fn usable(&self, path: &GroupPath) -> Held {
-        let GroupPath::Encap { members, iid: InstanceId(iid) } = path else { return Held::new() };
-        let mut held: Held = members
-            .iter()
-            .filter(|(remote, _)| self.source(*remote).is_some())
-            .map(|&(remote, weight)| ((remote, *iid), weight))
-            .collect();
-        // No weight at all means the same for each; beside others it means nothing for this one.
-        if held.iter().all(|&(_, weight)| weight == 0) {
-            held.iter_mut().for_each(|(_, weight)| *weight = 1);
+        match usable(path, &self.caps()) {
+            GroupPath::Encap { members, iid: InstanceId(iid) } => {
+                members.into_iter().map(|(remote, weight)| ((remote, iid), weight)).collect()
+            }
+            GroupPath::Unreachable => Held::new(),
         }
-        held.retain(|&(_, weight)| weight > 0);
-        held.sort_unstable();
-        held.dedup_by_key(|&mut (remote, _)| remote);
-        held
     }
 
     fn source(&self, remote: IpAddr) -> Option<IpAddr> {
