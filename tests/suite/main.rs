@@ -4,6 +4,7 @@ mod bgp_malformed;
 #[path = "../netns/mod.rs"]
 mod netns;
 mod netns_anchor;
+mod netns_encap;
 mod netns_tun;
 #[path = "../sim/mod.rs"]
 mod sim;

@@ -15,6 +15,9 @@
 //!   end that can tell says [`EncapEvent::Late`]; otherwise the kernel's routes deliver it.
 //! * A group that is unreachable, and an entry that is dropped, count what they drop.
 
+pub mod gpe;
+mod guard;
+
 use crate::types::lisp::{EncapChange, EncapEvent, EntryCount};
 use crate::types::{Instant, Prefix};
 
