@@ -1,6 +1,7 @@
 //! The one integration binary.
 
 mod bgp_malformed;
+mod lisp_wire;
 #[path = "../netns/mod.rs"]
 mod netns;
 mod netns_anchor;
