@@ -6,5 +6,6 @@ mod lisp_wire;
 mod netns;
 mod netns_anchor;
 mod netns_encap;
+mod netns_tun;
 #[path = "../sim/mod.rs"]
 mod sim;
