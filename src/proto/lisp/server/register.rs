@@ -18,7 +18,7 @@ use super::sites::{Freshness, ProxyReply, SiteIndex, Xtr, XtrIndex, XtrName};
 use super::{
     MapServer, Mapping, Mappings, Output, REGISTRATION_TIMEOUT, Refusal, Registration, SignWith,
 };
-use crate::types::lisp::{MapVersion, NegativeAction, Rloc, RlocSet};
+use crate::types::lisp::{InstanceId, MapVersion, NegativeAction, Rloc, RlocSet};
 use crate::types::{AnchorId, Generation, Instant};
 use crate::wire::lisp::{
     CONTROL_PORT, Eid, EidRecord, MapNotify, MapRegister, Message, RlocRecord,
@@ -420,10 +420,11 @@ pub(super) fn find_bound(mappings: &impl Mappings, key: EidKey) -> Option<Mappin
     mappings.find(key.iid(), prefix.addr()).filter(|(p, _)| *p == prefix).map(|(_, m)| m)
 }
 
+/// The key of an IP prefix in an instance that a data packet can name (RFC 9300 §5.1).
 pub(super) fn eid_key(eid: &Eid) -> Option<EidKey> {
     match *eid {
-        Eid::Prefix { iid, prefix } => Some(EidKey::new(iid, prefix)),
-        Eid::None | Eid::SourceDestination { .. } | Eid::Other { .. } => None,
+        Eid::Prefix { iid, prefix } if iid <= InstanceId::MAX => Some(EidKey::new(iid, prefix)),
+        Eid::Prefix { .. } | Eid::None | Eid::SourceDestination { .. } | Eid::Other { .. } => None,
     }
 }
 

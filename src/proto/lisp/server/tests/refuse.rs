@@ -191,6 +191,89 @@ fn acknowledgements_that_are_forged_are_refused() {
     assert_eq!(lab.server.sizes().outstanding, 0);
 }
 
+/// Messages with good keys and any contents, in any order, with time passing: no panic, and no
+/// table that does not empty itself in the end.
+#[test]
+fn whatever_is_said_the_server_stays_whole() {
+    let mut lab = Lab::new();
+    let mut etrs = [Peer::etr(A, 1), Peer::etr(A, 2), Peer::etr(B, 1)];
+    let mut itrs = [Peer::itr(1), Peer::itr(2)];
+    let mut sequence = Sequence(4);
+    let any_prefix = |s: &mut Sequence| {
+        let nets = [[172, 16], [172, 17], [10, 1], [10, 2]];
+        let [a, b] = nets[s.next(4)];
+        let addr = IpAddr::from([a, b, s.next(2) as u8, s.next(8) as u8]);
+        let len = [0, 8, 16, 24, 30, 32][s.next(6)];
+        let iid = [ZERO, MOBILE, MOBILE, InstanceId(u32::MAX)][s.next(4)];
+        (iid, Prefix::new(addr, len).unwrap().to_string())
+    };
+    let mut unsettled: Vec<MapNotify> = Vec::new();
+    for _ in 0..20_000 {
+        match sequence.next(10) {
+            0..4 => {
+                let etr = &mut etrs[sequence.next(3)];
+                let records: Vec<_> = (0..sequence.next(4))
+                    .map(|_| {
+                        let (iid, text) = any_prefix(&mut sequence);
+                        let addr = format!("192.0.2.{}", sequence.next(3));
+                        let mut record = record(iid, &text, &[&addr]);
+                        record.ttl_min = [0, 1, 10, u32::MAX][sequence.next(4)];
+                        record.version.0 = [0, 1, 2, 2000, 4095][sequence.next(5)];
+                        record
+                    })
+                    .collect();
+                let mut register = etr.register(&records);
+                register.merge = sequence.next(3) == 0;
+                register.use_ttl = sequence.next(5) == 0;
+                register.proxy_reply = sequence.next(2) == 0;
+                lab.send_register(&etr.clone(), register);
+            }
+            4..7 => {
+                let itr = &mut itrs[sequence.next(2)];
+                let (iid, text) = any_prefix(&mut sequence);
+                let mut request = itr.request(&[(eid(iid, &text), sequence.next(2) == 0)]);
+                if sequence.next(4) == 0 {
+                    request.itr_rlocs = vec![RlocAddress::None];
+                }
+                lab.send_request(&itr.clone(), &request);
+                unsettled.extend(lab.notifies(itr));
+            }
+            7 => {
+                let (_, text) = any_prefix(&mut sequence);
+                let mapping = at([A, B][sequence.next(2)], 1 + sequence.next(9) as u16);
+                lab.publish(&text, [None, Some(mapping)][sequence.next(2)]);
+                unsettled.extend(lab.notifies(&itrs[0]));
+            }
+            8 if !unsettled.is_empty() => {
+                let notify = unsettled.swap_remove(sequence.next(unsettled.len()));
+                lab.ack(&itrs[sequence.next(2)].clone(), &notify);
+            }
+            _ => lab.wait(sequence.next(20) as u64),
+        }
+    }
+    let bound: Vec<String> = lab.bound.0.keys().map(ToString::to_string).collect();
+    for text in bound {
+        lab.publish(&text, None);
+    }
+    // The longest TTL was chosen to last for ever; those are withdrawn.
+    let (left, _) = lab.server.registrations(lab.now, 0, 10_000);
+    let left: Vec<_> = left.iter().map(|r| (r.iid, r.prefix.to_string())).collect();
+    for etr in &mut etrs {
+        let gone = |(iid, text): &(InstanceId, String)| {
+            let mut record = record(*iid, text, &["192.0.2.1"]);
+            record.ttl_min = 0;
+            record
+        };
+        let records: Vec<_> = left.iter().map(gone).collect();
+        for chunk in records.chunks(100) {
+            lab.register(etr, chunk);
+        }
+    }
+    lab.wait(4000);
+    let sizes = lab.server.sizes();
+    assert_eq!((sizes.eids, sizes.rloc_sets, sizes.outstanding), (0, 0, 0), "{sizes:?}");
+}
+
 /// Every limit that a peer can reach, reached.
 #[test]
 fn tables_do_not_grow_beyond_their_limits() {
