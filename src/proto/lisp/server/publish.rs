@@ -280,7 +280,7 @@ impl MapServer {
         }
     }
 
-    fn publish_record(
+    pub(super) fn publish_record(
         &mut self,
         now: Instant,
         key: EidKey,
