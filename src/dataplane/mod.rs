@@ -11,6 +11,7 @@ pub mod filter;
 mod forwarding;
 pub mod netlink;
 pub mod reconcile;
+pub mod tun;
 
 use std::net::IpAddr;
 

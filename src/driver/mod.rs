@@ -14,6 +14,7 @@ pub mod bgp;
 pub mod core;
 pub mod gauges;
 pub mod links;
+pub mod lisp;
 pub mod monitor;
 pub mod packet;
 pub mod requests;

@@ -11,7 +11,7 @@ use super::RunError;
 use super::access::Access;
 use super::core::{Clock, Core};
 use super::links::{self, Links};
-use super::store::{Record, Store, StoredBinding};
+use super::store::{Loaded, Record, Store, StoredBinding};
 use super::tls::{TlsConfig, TlsFiles};
 use super::{bgp, stream, tcp};
 use crate::anchor::{self, Anchor};
@@ -68,7 +68,7 @@ impl Parts {
         };
         let stored = match &store {
             Some(store) => store.load(|error| tracing::error!(%error, "skipped"))?,
-            None => Vec::new(),
+            None => Loaded::default(),
         };
         let forwarding = open_forwarding(config, now)?;
         let mut neighbors = Vec::new();
@@ -106,7 +106,7 @@ impl Parts {
             node,
             forwarding,
             store,
-            stored,
+            stored: stored.records,
             links: make_links(config, seed),
             access: Access::new(link_configs(config)),
             tls,
