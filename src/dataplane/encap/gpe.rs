@@ -690,7 +690,7 @@ impl Encapsulator for Gpe {
         };
         for (dropped, reason) in totals.dropped.iter_mut().zip(DropReason::ALL) {
             match reason {
-                DropReason::Malformed => *dropped = link.receive_errors,
+                DropReason::Malformed => *dropped += link.receive_errors,
                 DropReason::Underlay => *dropped = link.send_errors,
                 _ => {} // counted by the guard, or by nobody
             }

@@ -40,8 +40,9 @@ pub fn load(device: &str, port: u16, iid: InstanceId) -> Result<(), FilterError>
     run(&["-f", "-"], &script(device, port, iid)?).map(drop)
 }
 
-/// An empty declaration first, because deleting a table that is not there is an error. Before the
-/// tunnel is open, the instance is 24 bits behind the UDP header and four octets of flags and nonce.
+/// An empty declaration first, because deleting a table that is not there is an error. The LISP
+/// header is read behind the eight octets of the UDP header: the flags (I and P must be set, and E
+/// and V clear, for a kernel), the next protocol, the instance.
 fn script(device: &str, port: u16, iid: InstanceId) -> Result<String, FilterError> {
     check_name(device)?;
     let mut counters = format!("  counter {LATE} {{ }}\n");
@@ -65,6 +66,8 @@ table inet {TABLE} {{
 {counters}  chain input {{
     type filter hook input priority filter - 10; policy accept;
     iifname \"{device}\" counter name {DROPPED}not_allowed drop
+    udp dport {port} @th,64,8 & 0x3c != 0x0c counter name {DROPPED}malformed drop
+    udp dport {port} @th,88,8 != {{ 1, 2 }} counter name {DROPPED}malformed drop
     udp dport {port} @th,96,24 != {iid} counter name {DROPPED}instance drop
   }}
   chain forward {{
