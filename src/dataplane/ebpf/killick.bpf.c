@@ -35,6 +35,8 @@ static long (*redirect_neigh)(__u32 ifindex, void *params, int len, __u64 flags)
 static long (*skb_pull)(struct __sk_buff *skb, __u32 len) = (void *)BPF_FUNC_skb_pull_data;
 static long (*skb_room)(struct __sk_buff *skb, __s32 delta, __u32 mode, __u64 flags) =
     (void *)BPF_FUNC_skb_adjust_room;
+static long (*skb_head)(struct __sk_buff *skb, __u32 len, __u64 flags) =
+    (void *)BPF_FUNC_skb_change_head;
 static long (*xdp_head)(struct xdp_md *ctx, int delta) = (void *)BPF_FUNC_xdp_adjust_head;
 static long (*fib)(void *ctx, struct bpf_fib_lookup *params, int len, __u32 flags) =
     (void *)BPF_FUNC_fib_lookup;
@@ -63,6 +65,7 @@ static long (*ring_output)(void *ring, void *data, __u64 size, __u64 flags) =
 #define SHIM_LEN 16
 #define AF_INET_ 2
 #define AF_INET6_ 10
+#define EALREADY_ 114
 
 struct eth {
 	__u8 to[6];
@@ -641,6 +644,25 @@ INLINE struct packets weigh(struct __sk_buff *skb, struct inner *in, __u32 l3)
 	return w;
 }
 
+// Makes room for the headers of a tunnel. `other`: the outer family when it is not the inner one.
+static __attribute__((noinline)) int grow(struct __sk_buff *skb, __u32 header, __u64 flags,
+					  __u32 other)
+{
+	long rc = skb_room(skb, header, BPF_ADJ_ROOM_MAC, flags);
+	if (rc != -EALREADY_)
+		return rc;
+	// What came out of a tunnel of this same machine is marked for ever as being in one, and where
+	// the inner headers are is still true. Room without marking it, then; but only taking away can
+	// change what the kernel believes the family to be, so there is something to take away.
+	if (!other)
+		return skb_room(skb, header, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO);
+	if (skb_room(skb, header + 4, BPF_ADJ_ROOM_MAC, BPF_F_ADJ_ROOM_FIXED_GSO))
+		return -1;
+	return skb_room(skb, -4, BPF_ADJ_ROOM_MAC,
+			BPF_F_ADJ_ROOM_FIXED_GSO |
+				(other == 4 ? ROOM_DECAP_IPV4 : ROOM_DECAP_IPV6));
+}
+
 // Encapsulates and sends; the packet is `l2` octets of link layer and the inner packet.
 INLINE int tc_send(struct __sk_buff *skb, struct inner *in, struct entry *e, __u32 l2, int late)
 {
@@ -708,24 +730,24 @@ INLINE int tc_send(struct __sk_buff *skb, struct inner *in, struct entry *e, __u
 			return TC_ACT_SHOT;
 		age(at, 6);
 	}
-	if (skb_room(skb, header, BPF_ADJ_ROOM_MAC, flags)) {
+	// A packet without a link layer gets the room for one: it leaves by an interface that has it.
+	if ((!l2 && skb_head(skb, ETH_LEN, 0)) ||
+	    grow(skb, header, flags, in->family == m->family ? 0 : m->family)) {
 		count_reason(UNDERLAY);
 		return TC_ACT_SHOT;
 	}
 	at = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
-	if (at + l2 + sizeof(struct ip6) + SHIM_LEN > end) {
+	if (at + ETH_LEN + sizeof(struct ip6) + SHIM_LEN > end) {
 		// The smallest inner packet is 20 octets, so this is only for the verifier.
 		count_reason(UNDERLAY);
 		return TC_ACT_SHOT;
 	}
-	if (l2) {
-		struct eth *eth = at;
-		__builtin_memcpy(eth->to, hop->to, 6);
-		__builtin_memcpy(eth->from, hop->from, 6);
-		eth->proto = m->family == 4 ? ETH_IPV4 : ETH_IPV6;
-	}
-	at += l2;
+	struct eth *eth = at;
+	__builtin_memcpy(eth->to, hop->to, 6);
+	__builtin_memcpy(eth->from, hop->from, 6);
+	eth->proto = m->family == 4 ? ETH_IPV4 : ETH_IPV6;
+	at += ETH_LEN;
 	if (m->family == 4) {
 		write_outer4(at, m, in, payload);
 		write_shim(at + sizeof(struct ip4), p, in, payload);
