@@ -7,5 +7,6 @@ mod netns;
 mod netns_anchor;
 mod netns_encap;
 mod netns_tun;
+mod netns_ebpf;
 #[path = "../sim/mod.rs"]
 mod sim;
