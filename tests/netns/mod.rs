@@ -21,6 +21,7 @@ mod traffic;
 mod core;
 mod instruments;
 mod interrupted;
+mod keys;
 mod relocation;
 mod stage;
 mod topologies;
