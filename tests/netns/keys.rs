@@ -84,7 +84,7 @@ fn bird_talks_with_the_right_key_from_the_right_distance_only() -> Result<()> {
             assert!(told["state"] != "established" && told["flaps"] == 0, "{what}: {told}");
             // For a while BIRD may take itself for connected where only its packets are refused.
             let theirs = is_up_at_bird(&lab)?;
-            assert!(!theirs || file == CONFIG && changed == &too_near, "{what}: up there");
+            assert!(!theirs || file == CONFIG && changed == too_near, "{what}: up there");
             std::thread::sleep(Duration::from_millis(100));
         }
         // Whoever looks is told.
