@@ -24,6 +24,8 @@ mod interrupted;
 mod keys;
 mod relocation;
 mod stage;
+mod steps;
+mod strace;
 mod topologies;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;
