@@ -5,8 +5,8 @@ mod lisp_wire;
 #[path = "../netns/mod.rs"]
 mod netns;
 mod netns_anchor;
+mod netns_ebpf;
 mod netns_encap;
 mod netns_tun;
-mod netns_ebpf;
 #[path = "../sim/mod.rs"]
 mod sim;
