@@ -181,7 +181,6 @@ fn the_gateway_and_the_probes_follow_the_map_cache() {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "all that a made-up world has")]
 fn act(
     itr: &mut Itr,
     guess: &mut Guess,
