@@ -78,6 +78,8 @@ pub enum AuthError {
     Length,
     #[error("the digest is wrong")]
     Mismatch,
+    #[error("the one-time key is wrapped with another key")]
+    Wrapped,
 }
 
 /// One pre-shared secret, ready for use.
@@ -245,6 +247,14 @@ impl KeyChain {
     pub fn accept(mut self, key_id: u8, key: LispKey) -> Self {
         self.accepted.push((key_id, key));
         self
+    }
+
+    /// The key of this ID and algorithm (as on the wire): an answer is signed as the question was.
+    pub fn find(&self, key_id: u8, algorithm: u8) -> Option<&LispKey> {
+        std::iter::once(&self.signer)
+            .chain(&self.accepted)
+            .find(|(id, key)| *id == key_id && key.algorithm().id() == algorithm)
+            .map(|(_, key)| key)
     }
 
     /// What to encode in a message that [`Self::sign`] signs afterwards.

@@ -119,13 +119,20 @@ pub fn put_datagram(
         (IpAddr::V4(_), IpAddr::V4(_)) => (from, to),
         _ => (IpAddr::V6(v6(from)), IpAddr::V6(v6(to))),
     };
-    let sum = Sum::default().pseudo(from, to, PROTOCOL_UDP, udp_len).and(&out[start..]);
+    fill_udp_checksum(from, to, start, out);
+}
+
+/// Fills in the checksum of the datagram whose UDP header begins at `start`.
+pub fn fill_udp_checksum(source: IpAddr, destination: IpAddr, start: usize, out: &mut [u8]) {
+    let datagram = &mut out[start..];
+    let sum =
+        Sum::default().pseudo(source, destination, PROTOCOL_UDP, datagram.len()).and(datagram);
     // A checksum of 0 is written as its other form, because 0 says that there is none.
     let checksum = match sum.finish() {
         0 => u16::MAX,
         some => some,
     };
-    out[start + 6..start + 8].copy_from_slice(&checksum.to_be_bytes());
+    datagram[6..8].copy_from_slice(&checksum.to_be_bytes());
 }
 
 fn v6(addr: IpAddr) -> Ipv6Addr {
@@ -155,16 +162,21 @@ impl Ipv4Fields {
     }
 }
 
-/// A header for `payload_len` octets of UDP, with its checksum. The identification is 0, which an
-/// unfragmentable packet may have (RFC 6864 §4.1).
+/// A header for `payload_len` octets of UDP, with its checksum.
 pub fn put_ipv4(fields: Ipv4Fields, payload_len: usize, out: &mut Vec<u8>) {
+    put_ipv4_of(PROTOCOL_UDP, fields, payload_len, out);
+}
+
+/// The same for another protocol. The identification is 0, which a packet may have that is not
+/// fragmented (RFC 6864 §4.1); what is made here is below the least MTU or has DF.
+pub fn put_ipv4_of(protocol: u8, fields: Ipv4Fields, payload_len: usize, out: &mut Vec<u8>) {
     let start = out.len();
     out.extend_from_slice(&[0x45, fields.tos]);
     out.extend_from_slice(&length(IPV4_HEADER_LEN + payload_len));
     let fragment = if fields.dont_fragment { DONT_FRAGMENT } else { 0 };
     out.extend_from_slice(&[0, 0]);
     out.extend_from_slice(&fragment.to_be_bytes());
-    out.extend_from_slice(&[fields.ttl, PROTOCOL_UDP, 0, 0]);
+    out.extend_from_slice(&[fields.ttl, protocol, 0, 0]);
     out.extend_from_slice(&fields.source);
     out.extend_from_slice(&fields.destination);
     let checksum = Sum::default().and(&out[start..]).finish();
@@ -184,10 +196,15 @@ pub struct Ipv6Fields {
 
 /// A header for `payload_len` octets of UDP.
 pub fn put_ipv6(fields: Ipv6Fields, payload_len: usize, out: &mut Vec<u8>) {
+    put_ipv6_of(PROTOCOL_UDP, fields, payload_len, out);
+}
+
+/// The same for another protocol.
+pub fn put_ipv6_of(protocol: u8, fields: Ipv6Fields, payload_len: usize, out: &mut Vec<u8>) {
     let first = 6 << 28 | u32::from(fields.traffic_class) << 20 | fields.flow_label & 0x000f_ffff;
     out.extend_from_slice(&first.to_be_bytes());
     out.extend_from_slice(&length(payload_len));
-    out.extend_from_slice(&[PROTOCOL_UDP, fields.hop_limit]);
+    out.extend_from_slice(&[protocol, fields.hop_limit]);
     out.extend_from_slice(&fields.source);
     out.extend_from_slice(&fields.destination);
 }
