@@ -213,7 +213,7 @@ fn act(
                     message.probe = true;
                     message.records.clear();
                 }
-                itr.handle_map_reply(&message, now, out);
+                itr.handle_map_reply(&message, &[], now, out);
             }
         }
         4 => {
