@@ -178,6 +178,7 @@ pub enum Registration {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "most are Send; a box would cost one of them more")]
 pub enum Output {
     /// By [`encode`], after everything before it in the list is written down.
     Send {
@@ -255,8 +256,6 @@ pub enum Refusal {
     StaleVersion,
     #[error("the xTR was just told that the EID is elsewhere")]
     MovedAway,
-    #[error("withdrawn by an xTR that does not hold it")]
-    NotHolder,
     #[error("the site has too many xTRs")]
     XtrLimit,
     #[error("too many EIDs are registered")]
@@ -296,6 +295,8 @@ pub enum Refusal {
 pub struct Counters {
     pub registers: u64,
     pub refreshes: u64,
+    /// Withdrawals by xTRs that had nothing to withdraw; acknowledged, without effect.
+    pub withdrawn_not_held: u64,
     pub notifies: u64,
     pub requests: u64,
     pub replies: u64,
