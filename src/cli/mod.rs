@@ -16,12 +16,16 @@ use clap::Parser;
 use hyper::Method;
 use serde::de::DeserializeOwned;
 
-use args::{Ask, AttachArgs, Bgp, Cli, Command, ConfigArgs, Ctx, FeE, Fib, Mobility, Output, Tls};
+use args::{
+    Ask, AttachArgs, Bgp, Cli, Command, ConfigArgs, Ctx, Explain, FeE, Fib, Lisp, Mobility, Output,
+    Tls,
+};
 use show::Pages;
 use table::Table;
 
 use crate::api::Target;
 use crate::api::client::{Client, ClientError, in_query};
+use crate::api::lisp_views::LookupView;
 use crate::api::request::{Attach, Move, PAGE_LEN_MAX};
 use crate::api::views::{ContextView, Envelope, HealthView, Page, StatusView};
 use crate::config;
@@ -29,6 +33,9 @@ use crate::types::{Family, Locator};
 
 const ERROR: u8 = 1;
 const NOT_READY: u8 = 3;
+/// How often `lisp lookup` asks whether the mapping system has answered, and how long between.
+const LOOKUP_TRIES: u32 = 30;
+const LOOKUP_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a command ended early.
 enum Failure {
@@ -239,6 +246,27 @@ impl<W: Write> Asker<W> {
                 let resources = ["/v1/fib/routes".to_owned()];
                 self.pages(&resources, listing.limit, |items: &[_]| show::fib_routes(items)).await
             }
+            Ask::Lisp(Lisp::MapCache(listing)) => {
+                let resources = ["/v1/lisp/map-cache".to_owned()];
+                self.pages(&resources, listing.limit, |items: &[_]| show::map_cache(items)).await
+            }
+            Ask::Lisp(Lisp::Registrations(listing)) => {
+                let resources = ["/v1/lisp/registrations".to_owned()];
+                self.pages(&resources, listing.limit, |items: &[_]| show::registrations(items))
+                    .await
+            }
+            Ask::Lisp(Lisp::Subscriptions) => {
+                let resource = "/v1/lisp/subscriptions";
+                self.table(resource, |view: Vec<_>| show::subscriptions(&view)).await
+            }
+            Ask::Lisp(Lisp::Probe) => {
+                self.table("/v1/lisp/probes", |view: Vec<_>| show::probes(&view)).await
+            }
+            Ask::Lisp(Lisp::Lookup { eid }) => self.lookup(*eid).await,
+            Ask::Explain(Explain::Route { prefix }) => {
+                let resource = format!("/v1/explain/route?prefix={prefix}");
+                self.show(&resource, |view| show::explain(&view)).await
+            }
             Ask::Trace { mn, all } => {
                 let resource = format!("/v1/trace?mn={}", in_query(mn.as_str()));
                 self.show(&resource, |view: Vec<_>| show::traces(&view, *all)).await
@@ -315,6 +343,21 @@ impl<W: Write> Asker<W> {
             }
         }
         Ok(())
+    }
+
+    /// The first answer of an ingress router is that it has asked.
+    async fn lookup(&mut self, eid: std::net::IpAddr) -> Done {
+        let resource = format!("/v1/lisp/lookup?prefix={eid}");
+        let mut octets = self.client.get(&resource).await?;
+        for _ in 0..LOOKUP_TRIES {
+            let view: LookupView = open(&octets)?;
+            if view.source != "asked" {
+                break;
+            }
+            tokio::time::sleep(LOOKUP_PAUSE).await;
+            octets = self.client.get(&resource).await?;
+        }
+        self.answer(&octets, |view| show::lookup(&view))
     }
 
     async fn monitor(&mut self) -> Done {

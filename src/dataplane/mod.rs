@@ -5,11 +5,13 @@
 //! simulations. A call into it finishes in microseconds (netlink answers within the send), so the
 //! routing thread calls it directly.
 
+pub mod encap;
 pub mod fake;
 pub mod filter;
 mod forwarding;
 pub mod netlink;
 pub mod reconcile;
+pub mod tun;
 
 use std::net::IpAddr;
 

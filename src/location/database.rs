@@ -3,7 +3,8 @@
 //! The slab gives listings a cursor that costs nothing to resume (a listing must not stall
 //! routing), and the indexes are point lookups only, so no iteration order reaches an output.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::net::IpAddr;
 
 use foldhash::fast::FixedState;
 
@@ -61,6 +62,8 @@ pub struct Location {
     tombstone_order: VecDeque<Prefix>,
     /// Bindings that end by time, by deadline; entries whose binding has changed since are skipped.
     leases: std::collections::BTreeSet<(Instant, Prefix)>,
+    /// How many bindings have each prefix length, by family.
+    lengths: [BTreeMap<u8, u32>; 2],
     revision: Revision,
 }
 
@@ -76,6 +79,7 @@ impl Location {
             tombstones: HashMap::with_hasher(state),
             tombstone_order: VecDeque::new(),
             leases: std::collections::BTreeSet::new(),
+            lengths: Default::default(),
             revision: Revision(0),
         }
     }
@@ -91,6 +95,14 @@ impl Location {
     pub fn find(&self, prefix: Prefix) -> Option<&Binding> {
         let &slot = self.by_prefix.get(&prefix)?;
         self.slab[slot as usize].as_ref()
+    }
+
+    /// The binding of the longest prefix with this address in it. One lookup per length in use.
+    pub fn find_longest(&self, addr: IpAddr) -> Option<&Binding> {
+        let host = Prefix::host(addr);
+        let counts = &self.lengths[host.family() as usize];
+        let lengths = counts.iter().rev().map(|(&len, _)| len);
+        lengths.filter_map(|len| self.find(Prefix::new(addr, len)?)).next()
     }
 
     /// The prefixes bound to a node, in the order in which they came.
@@ -154,6 +166,7 @@ impl Location {
             }
         };
         self.by_prefix.insert(prefix, slot);
+        *self.lengths[prefix.family() as usize].entry(prefix.len()).or_default() += 1;
         Ok(outcome)
     }
 
@@ -206,6 +219,13 @@ impl Location {
         };
         let old = self.slab[slot as usize].take().expect("an indexed slot is occupied");
         self.free.push(slot);
+        let lengths = &mut self.lengths[prefix.family() as usize];
+        if let Some(count) = lengths.get_mut(&prefix.len()) {
+            *count -= 1;
+            if *count == 0 {
+                lengths.remove(&prefix.len());
+            }
+        }
         if let Some(node) = self.by_node.get_mut(&old.mn) {
             node.prefixes.retain(|&p| p != prefix);
             if node.prefixes.is_empty() {

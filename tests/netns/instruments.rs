@@ -7,7 +7,7 @@ use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use super::lab::{Lab, wait_until};
-use super::scene::{CORRESPONDENT, Scene};
+use super::scene::Scene;
 use super::traffic::{Flows, Plan, Transfer, now_ns};
 use super::{Result, may_build_labs};
 
@@ -112,7 +112,8 @@ fn a_move_by_hand_is_told_by_flows_and_routers() -> Result<()> {
         if dissenters.is_empty() { Ok(Some(())) } else { Err(dissenters.join("; ").into()) }
     })?;
 
-    let (host, cn) = (lab.namespace("h1")?, lab.namespace(CORRESPONDENT)?);
+    let correspondent = scene.correspondent_of("h1")?;
+    let (host, cn) = (lab.namespace("h1")?, lab.namespace(&correspondent.name)?);
     let address = scene.hosts["h1"].addresses;
     let plans: Vec<Plan<'_>> = (0..2)
         .flat_map(|family| {
@@ -121,10 +122,10 @@ fn a_move_by_hand_is_told_by_flows_and_routers() -> Result<()> {
             [
                 Plan {
                     from: (host, at(address[family], port)),
-                    to: (cn, at(scene.correspondent[family], port)),
+                    to: (cn, at(correspondent.addresses[family], port)),
                 },
                 Plan {
-                    from: (cn, at(scene.correspondent[family], port + 1)),
+                    from: (cn, at(correspondent.addresses[family], port + 1)),
                     to: (host, at(address[family], port + 1)),
                 },
             ]
@@ -132,7 +133,7 @@ fn a_move_by_hand_is_told_by_flows_and_routers() -> Result<()> {
         .collect();
     let flows = Flows::start(&plans, Duration::from_millis(1))?;
     let transfer = Transfer::start(&Plan {
-        from: (cn, SocketAddr::new(scene.correspondent[0], 19_999)),
+        from: (cn, SocketAddr::new(correspondent.addresses[0], 19_999)),
         to: (host, SocketAddr::new(address[0], 19_999)),
     })?;
     let start = now_ns();

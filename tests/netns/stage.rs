@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::Result;
 use super::daemon::Daemon;
 use super::lab::{Lab, wait_until};
-use super::scene::{CORRESPONDENT, Scene};
+use super::scene::Scene;
 use super::topology::Role;
 use super::traffic::{Flows, Plan, now_ns};
 
@@ -38,9 +38,10 @@ impl Stage {
         let mut plans = Vec::new();
         let mut ports = FIRST_PORT..;
         for (host, known) in &scene.hosts {
-            for (here, there) in known.addresses.iter().zip(scene.correspondent) {
+            let correspondent = scene.correspondent_of(host)?;
+            for (here, there) in known.addresses.iter().zip(correspondent.addresses) {
                 let here = (lab.namespace(host)?, *here);
-                let there = (lab.namespace(CORRESPONDENT)?, there);
+                let there = (lab.namespace(&correspondent.name)?, there);
                 for (from, to) in [(here, there), (there, here)] {
                     let port = ports.next().ok_or("no port left")?;
                     plans.push(Plan {
@@ -119,7 +120,8 @@ impl Stage {
         const MS: u64 = 1_000_000;
         let place = self.scene.hosts.keys().position(|name| name == host).ok_or("no such host")?;
         let begin = now_ns();
-        wait_until(&format!("{host} and {CORRESPONDENT} reach each other"), LIMIT, || {
+        let correspondent = &self.scene.correspondent_of(host)?.name;
+        wait_until(&format!("{host} and {correspondent} reach each other"), LIMIT, || {
             // What was sent in the last 100 ms may be on the way.
             let end = now_ns() - 100 * MS;
             let window = (end - 300 * MS)..end;
