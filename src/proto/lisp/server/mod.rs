@@ -322,14 +322,29 @@ pub struct MapServer {
     per_source: Option<Buckets>,
     per_eid: Option<Buckets>,
     forward: rate::Bucket,
-    /// The last nonce of a Map-Notify to an old xTR, and how far they are stored.
-    nonce: u64,
-    nonces_until: u64,
+    notify_nonces: NotifyNonces,
     counters: Counters,
 }
 
 /// Nonces of Map-Notify messages to old xTRs that are stored ahead of their use.
 const NOTIFY_BLOCK: u64 = 1 << 20;
+
+/// Nonces for Map-Notify messages that nobody has asked for.
+struct NotifyNonces {
+    last: u64,
+    stored_until: u64,
+}
+
+impl NotifyNonces {
+    fn next(&mut self, out: &mut Vec<Output>) -> u64 {
+        self.last = self.last.saturating_add(1);
+        if self.last > self.stored_until {
+            self.stored_until = self.last.saturating_add(NOTIFY_BLOCK);
+            out.push(Output::Persist(NonceRecord::Notify { until: self.stored_until }));
+        }
+        self.last
+    }
+}
 
 impl MapServer {
     /// `stored` is what was persisted, in any order; `now` is the time of the start.
@@ -378,8 +393,7 @@ impl MapServer {
             per_source: buckets(limits.requests_per_source),
             per_eid: buckets(limits.requests_per_eid),
             forward: rate::Bucket::full(limits.forwarded),
-            nonce,
-            nonces_until: nonce,
+            notify_nonces: NotifyNonces { last: nonce, stored_until: nonce },
             counters: Counters::default(),
             config,
         }
@@ -445,7 +459,7 @@ impl MapServer {
             }
         }
         let mut given_up = Vec::new();
-        let subscriptions = &mut self.subscriptions;
+        let (subscriptions, to_old) = (&mut self.subscriptions, &mut self.notify_nonces);
         self.outstanding.handle_timeout(now, &mut given_up, out, |whom, nonce, out| match whom {
             Whom::Subscriber(sub) | Whom::CatchingUp(sub)
                 if subscriptions.get(sub).nonce != nonce =>
@@ -454,6 +468,7 @@ impl MapServer {
                 out.extend(stored.map(Output::Persist));
                 nonce
             }
+            Whom::OldXtr(_) if to_old.last != nonce => to_old.next(out),
             // An answer has the nonce of its question.
             Whom::Subscribing(_) | Whom::Subscriber(_) | Whom::CatchingUp(_) | Whom::OldXtr(_) => {
                 nonce
@@ -474,15 +489,5 @@ impl MapServer {
         iid == self.config.mobile_iid
             && pools.iter().any(|p| p.contains(prefix))
             && !pools.contains(&prefix)
-    }
-
-    /// A nonce for a Map-Notify that nobody has asked for.
-    fn next_nonce(&mut self, out: &mut Vec<Output>) -> u64 {
-        self.nonce = self.nonce.saturating_add(1);
-        if self.nonce > self.nonces_until {
-            self.nonces_until = self.nonce.saturating_add(NOTIFY_BLOCK);
-            out.push(Output::Persist(NonceRecord::Notify { until: self.nonces_until }));
-        }
-        self.nonce
     }
 }

@@ -383,7 +383,7 @@ impl MapServer {
         let Some(&xtr) = self.sites.find_xtr(old) else { return };
         let sign_with = self.key_of(old);
         let notify = MapNotify {
-            nonce: self.next_nonce(out),
+            nonce: self.notify_nonces.next(out),
             authentication: sign_with.authentication(),
             records: vec![record],
             id: xtr.id,

@@ -420,6 +420,13 @@ fn a_new_subscriber_learns_what_is_inside() {
         }
     }
     assert_eq!(batches, [12, 12, 6]);
+    // A renewal is not told all of it again; an xTR that has lost its state is.
+    itr.nonce += 10;
+    subscribe(&mut lab, &mut itr, POOL);
+    assert!(lab.notifies(&itr).is_empty());
+    itr.nonce += 1 << 20;
+    subscribe(&mut lab, &mut itr, POOL);
+    assert_eq!(lab.notifies(&itr)[0].records.len(), 12);
     let expected: Vec<_> = (0..30).map(|i| format!("7 10.1.0.{i}/32 192.0.2.2")).collect();
     assert_eq!(heard, expected);
 }

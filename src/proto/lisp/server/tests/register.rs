@@ -278,6 +278,31 @@ fn the_old_xtr_is_told_where_its_eid_has_gone() {
     assert!(lab.notifies(&new).is_empty());
 }
 
+/// Our nonces only grow for the one who is told: what is sent again after something newer has a
+/// newer nonce, or an xTR that looks for replays would never take it.
+#[test]
+fn what_is_told_again_is_not_a_replay() {
+    let mut lab = Lab::new();
+    let (mut old, mut new) = (Peer::etr(A, 1), Peer::etr(A, 2));
+    let mut last = 0;
+    for host in ["172.16.1.7/32", "172.16.1.8/32"] {
+        lab.register(&mut old, &[record(ZERO, host, &["192.0.2.1"])]);
+        lab.register(&mut new, &[record(ZERO, host, &["192.0.2.2"])]);
+        let nonce = lab.notifies(&old)[0].nonce;
+        assert!(nonce > last);
+        last = nonce;
+    }
+    lab.wait(3);
+    let again = lab.notifies(&old);
+    assert_eq!(again.len(), 2);
+    assert!(again.iter().any(|n| n.nonce > last));
+    for notify in again {
+        assert!(notify.nonce >= last);
+        lab.ack(&old, &notify);
+        assert!(lab.refusals().is_empty());
+    }
+}
+
 /// Two ETRs of a site that register the same locators hold the EID together.
 #[test]
 fn the_same_from_another_xtr_of_the_site_is_a_refresh() {
