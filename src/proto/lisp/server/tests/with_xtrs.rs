@@ -124,16 +124,18 @@ impl World {
                     self.take_server(out);
                 }
                 Output::Withdrawn { prefix, anchor, mobile: true, .. }
-                | Output::Expired { prefix, anchor, mobile: true, .. } => {
-                    if self.bound.0.get(&prefix).is_some_and(|m| m.anchor == anchor) {
-                        self.bound.0.remove(&prefix);
-                        let mut out = Vec::new();
-                        self.server.publish(self.now, MOBILE, prefix, None, &mut out);
-                        self.take_server(out);
-                    }
-                }
+                | Output::Expired { prefix, anchor, mobile: true, .. } => self.end(prefix, anchor),
                 _ => {}
             }
+        }
+    }
+
+    fn end(&mut self, prefix: Prefix, anchor: AnchorId) {
+        if self.bound.0.get(&prefix).is_some_and(|m| m.anchor == anchor) {
+            self.bound.0.remove(&prefix);
+            let mut out = Vec::new();
+            self.server.publish(self.now, MOBILE, prefix, None, &mut out);
+            self.take_server(out);
         }
     }
 
