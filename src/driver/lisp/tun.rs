@@ -377,17 +377,6 @@ impl Routes {
     }
 }
 
-impl From<OpError> for EncapError {
-    fn from(error: OpError) -> Self {
-        match error {
-            OpError::LinkDown => Self::LinkDown,
-            OpError::NotPermitted => Self::NotPermitted,
-            OpError::Exists | OpError::Missing => Self::Other(error.to_string()),
-            OpError::Other(text) => Self::Other(text),
-        }
-    }
-}
-
 // ---- the device and the sockets ---------------------------------------------------------------
 
 fn interface_request(name: &str) -> io::Result<libc::ifreq> {
