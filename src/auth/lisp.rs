@@ -78,6 +78,8 @@ pub enum AuthError {
     Length,
     #[error("the digest is wrong")]
     Mismatch,
+    #[error("the one-time key is wrapped with another key")]
+    Wrapped,
 }
 
 /// One pre-shared secret, ready for use.

@@ -2,7 +2,9 @@
 //! Pure functions and small tables.
 
 mod lisp;
+mod otk;
 mod secret;
 
 pub use lisp::{Algorithm, AuthError, DigestLen, KeyChain, LispKey};
+pub use otk::{Otk, OtkHmac, OtkKdf, OtkWrap};
 pub use secret::Secret;

@@ -8,15 +8,18 @@ use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use killick::auth::{Algorithm, AuthError, DigestLen, KeyChain, LispKey, Secret};
+use killick::auth::{
+    Algorithm, AuthError, DigestLen, KeyChain, LispKey, Otk, OtkHmac, OtkKdf, OtkWrap, Secret,
+};
 use killick::types::Prefix;
 use killick::types::lisp::{InstanceId, MapVersion, NegativeAction, SiteId, XtrId};
-use killick::wire::WireError;
 use killick::wire::encap::{FirstWord, Head, LispHeader, Outer, decapsulate, encapsulate};
 use killick::wire::lisp::{
-    Authentication, CONTROL_PORT, DATA_PORT, Ecm, Eid, EidRecord, MapNotify, MapRegister, MapReply,
-    MapRequest, Message, RequestRecord, RlocAddress, RlocRecord,
+    Authentication, CONTROL_PORT, DATA_PORT, Ecm, EcmSecurity, Eid, EidAuthentication, EidRecord,
+    MapNotify, MapRegister, MapReply, MapRequest, Message, ReplySecurity, RequestRecord,
+    RlocAddress, RlocRecord, SignedEids, WRAPPED_OTK_LEN,
 };
+use killick::wire::{Reader, WireError};
 
 // ---- The vectors -----------------------------------------------------------------------------
 
@@ -190,6 +193,49 @@ fn register(nonce: u64, records: Vec<EidRecord>) -> MapRegister {
 
 fn notify(nonce: u64, records: Vec<EidRecord>, id: Option<(XtrId, SiteId)>) -> MapNotify {
     MapNotify { nonce, authentication: Authentication::default(), records, id }
+}
+
+fn itr_otk() -> Otk {
+    Otk::new([0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15])
+}
+
+fn itr_secret() -> Secret {
+    Secret::new(b"of an ITR and a resolver".to_vec())
+}
+
+fn etr_secret() -> Secret {
+    Secret::new(b"of a server and an ETR".to_vec())
+}
+
+/// An EID-AD of a Map-Server.
+fn vouched_for(kdf: OtkKdf, hmac: OtkHmac, cant_sign: bool, eids: Vec<Eid>) -> EidAuthentication {
+    let signed = SignedEids { cant_sign, hmac_id: hmac.id(), hmac_len: hmac.len(), eids };
+    EidAuthentication::signed(kdf.id(), signed, |octets| itr_otk().sign(hmac, octets))
+}
+
+/// With the HMAC that is asked for, the key ID and the wrapping.
+fn secured(
+    ecm: Ecm,
+    (requested_hmac, key_id, wrapping): (u16, u8, u8),
+    wrapped_otk: [u8; WRAPPED_OTK_LEN],
+    eids: EidAuthentication,
+) -> Message {
+    let mut out = Vec::new();
+    EcmSecurity { requested_hmac, key_id, wrapping, wrapped_otk, eids }.encode(&mut out);
+    Message::Ecm(Ecm { security: Some(out), ..ecm })
+}
+
+/// A Map-Reply as an ETR signs it.
+fn signed_reply(reply: MapReply, eids: EidAuthentication, hmac: OtkHmac, kdf: OtkKdf) -> Message {
+    let mut security = Vec::new();
+    ReplySecurity { eids, hmac_id: hmac.id(), hmac: vec![0; hmac.len()] }.encode(&mut security);
+    let len = security.len();
+    let mut reply = MapReply { security: Some(security), ..reply };
+    let mut out = Vec::new();
+    reply.encode(&mut out);
+    itr_otk().derive(kdf).sign(hmac, &mut out);
+    reply.security = Some(out.split_off(out.len() - len));
+    Message::MapReply(reply)
 }
 
 /// What the coder meant by each name; of signed messages with an empty authentication.
@@ -374,6 +420,36 @@ fn meaning(name: &str) -> Message {
             ddt: true,
             ..ecm(("2001:db8::1", 61001), ("2001:db8:e:1::7", CONTROL_PORT))
         }),
+        "ecm-sec-itr" => {
+            let eids = EidAuthentication::request(0);
+            let otk = itr_otk().wrap(OtkWrap::Aes128, NONCE, &itr_secret());
+            secured(ecm(("192.0.2.1", 61000), ("10.2.0.9", CONTROL_PORT)), (2, 7, 2), otk, eids)
+        }
+        "ecm-sec-resolver" => {
+            let eids = EidAuthentication::request(1);
+            let otk = itr_otk().wrap(OtkWrap::Null, NONCE, &Secret::new(Vec::new()));
+            secured(ecm(("192.0.2.1", 61000), ("10.2.0.9", CONTROL_PORT)), (1, 0, 1), otk, eids)
+        }
+        "ecm-sec-server" => {
+            let vouched = vec![eid("10.2.0.0/16"), eid_in(5, "2001:db8:e::/48")];
+            let eids = vouched_for(OtkKdf::Sha256, OtkHmac::Sha256_128, true, vouched);
+            let otk = itr_otk().derive(OtkKdf::Sha256);
+            let otk = otk.wrap(OtkWrap::Aes128, NONCE, &etr_secret());
+            let (source, destination) = (("2001:db8::1", 61000), ("2001:db8:e:1::7", CONTROL_PORT));
+            secured(ecm(source, destination), (2, 8, 2), otk, eids)
+        }
+        "map-reply-sec" => signed_reply(
+            reply(NONCE, vec![host4()]),
+            vouched_for(OtkKdf::Sha256, OtkHmac::Sha256_128, false, vec![eid("10.1.0.0/16")]),
+            OtkHmac::Sha256_128,
+            OtkKdf::Sha256,
+        ),
+        "map-reply-sec-sha1" => signed_reply(
+            reply(NONCE, Vec::new()),
+            vouched_for(OtkKdf::Sha1_128, OtkHmac::Sha1_96, true, vec![eid("10.1.0.0/16")]),
+            OtkHmac::Sha1_96,
+            OtkKdf::Sha1_128,
+        ),
         "lenient-map-request" => Message::MapRequest(MapRequest {
             records: vec![ask(eid("10.2.0.0/24"))],
             ..request(50, eid("10.1.0.7"), v4())
@@ -535,6 +611,124 @@ fn every_changed_octet_is_an_error_or_a_message() {
             AuthError::Mismatch,
         ]
     );
+}
+
+/// Octets of several messages put together at random, by a seed: no panic, and a value is written
+/// and read again as itself.
+#[test]
+fn spliced_messages_are_errors_or_messages() {
+    let messages = messages();
+    let mut seed = 9301_u64;
+    let mut below = |limit: usize| {
+        seed = seed.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(seed >> 33).unwrap() % limit
+    };
+    let mut read = 0;
+    for _ in 0..20_000 {
+        let (name, start) = &messages[below(messages.len())];
+        let mut octets = start[..=below(start.len())].to_vec();
+        for _ in 0..=below(3) {
+            let (_, more) = &messages[below(messages.len())];
+            let from = below(more.len());
+            octets.extend(&more[from..from + below(more.len() - from + 1)]);
+        }
+        if let Ok(message) = Message::decode(&octets) {
+            reads_back(&message, name);
+            read += 1;
+        }
+    }
+    assert!(read > 1000, "{read} of them were messages");
+}
+
+/// RFC 9303 §6.4 to §6.9, each in its place: what a resolver, a server, an ETR and an ITR do with
+/// the coder's messages.
+#[test]
+fn a_one_time_key_goes_from_the_itr_to_the_etr_and_proves_the_reply() {
+    let vectors = vectors();
+    let security = |name: &str| match Message::decode(&vectors[name]) {
+        Ok(Message::Ecm(Ecm { security: Some(octets), .. })) => {
+            EcmSecurity::decode(&mut Reader::new(&octets)).unwrap()
+        }
+        other => panic!("{name}: {other:?}"),
+    };
+    // The resolver opens what the ITR wrapped, with that secret, that nonce, and no other.
+    let from_itr = security("ecm-sec-itr");
+    assert_eq!(from_itr.eids, EidAuthentication::request(0));
+    let wrap = OtkWrap::of_id(from_itr.wrapping).unwrap();
+    let otk = Otk::unwrap(&from_itr.wrapped_otk, wrap, NONCE, &itr_secret()).unwrap();
+    for (nonce, secret) in [(NONCE + 1, itr_secret()), (NONCE, etr_secret())] {
+        let opened = Otk::unwrap(&from_itr.wrapped_otk, wrap, nonce, &secret);
+        assert_eq!(opened.unwrap_err(), AuthError::Wrapped);
+    }
+    // The server has it in the clear, and it is the same.
+    let from_resolver = security("ecm-sec-resolver");
+    let wrap = OtkWrap::of_id(from_resolver.wrapping).unwrap();
+    let secret = Secret::new(Vec::new());
+    let clear = Otk::unwrap(&from_resolver.wrapped_otk, wrap, NONCE, &secret).unwrap();
+    assert_eq!(clear.wrap(OtkWrap::Null, 0, &secret), otk.wrap(OtkWrap::Null, 0, &secret));
+    // The ETR gets the derived key.
+    let from_server = security("ecm-sec-server");
+    let wrap = OtkWrap::of_id(from_server.wrapping).unwrap();
+    let ms_otk = Otk::unwrap(&from_server.wrapped_otk, wrap, NONCE, &etr_secret()).unwrap();
+    // The ITR proves the prefixes by its own key, and the reply by the derived one.
+    assert_eq!(otk.verify(OtkHmac::Sha256_128, from_server.eids.octets()), Ok(()));
+    assert!(ms_otk.verify(OtkHmac::Sha256_128, from_server.eids.octets()).is_err());
+    for (name, kdf) in [("map-reply-sec", 2), ("map-reply-sec-sha1", 1)] {
+        let octets = &vectors[name];
+        let Ok(Message::MapReply(reply)) = Message::decode(octets) else { panic!("{name}") };
+        let security = ReplySecurity::decode(reply.security.as_ref().unwrap()).unwrap();
+        assert_eq!(security.eids.kdf(), kdf);
+        let eids = security.eids.eids().unwrap();
+        let of_eids = OtkHmac::of_id(eids.hmac_id).unwrap();
+        let of_reply = OtkHmac::of_id(security.hmac_id).unwrap();
+        assert_eq!((eids.hmac_len, security.hmac.len()), (of_eids.len(), of_reply.len()));
+        assert_eq!(otk.verify(of_eids, security.eids.octets()), Ok(()), "{name}");
+        let derived = otk.derive(OtkKdf::of_id(kdf).unwrap());
+        assert_eq!(derived.verify(of_reply, octets), Ok(()), "{name}");
+        for at in 0..octets.len() {
+            for value in (0..=u8::MAX).filter(|&value| value != octets[at]) {
+                let mut changed = octets.clone();
+                changed[at] = value;
+                assert_eq!(derived.verify(of_reply, &changed), Err(AuthError::Mismatch));
+                if let Ok(Message::MapReply(MapReply { security: Some(octets), .. })) =
+                    Message::decode(&changed)
+                {
+                    let _ = ReplySecurity::decode(&octets);
+                }
+            }
+        }
+    }
+}
+
+/// RFC 9303 §6.9.1, the example: which records the prefixes of the EID-AD allow.
+#[test]
+fn a_record_is_used_when_the_server_vouches_for_it() {
+    let eids = vec![eid("2001:db8:103::/48"), eid("2001:db8:203::/48")];
+    let signed = SignedEids { cant_sign: false, hmac_id: 2, hmac_len: 16, eids };
+    for (record, used) in [
+        ("2001:db8:102::/48", false),
+        ("2001:db8:103::/48", true),
+        ("2001:db8:103:7::/64", true),
+        ("2001:db8:200::/40", false),
+    ] {
+        assert_eq!(signed.covers(&eid(record)), used, "{record}");
+    }
+    assert!(!signed.covers(&eid_in(5, "2001:db8:103::/48")));
+    assert!(!signed.covers(&Eid::None));
+}
+
+/// RFC 9303 §6.1: lengths that do not count themselves are read too; others are errors.
+#[test]
+fn both_readings_of_a_length_are_read() {
+    let octets = &vectors()["ecm-sec-itr"];
+    // ECM header, AD type and requested HMAC before the length of the OTK-AD.
+    assert_eq!(octets[8..10], [0, 28]);
+    for len in 0..=u8::MAX {
+        let mut changed = octets.clone();
+        changed[9] = len;
+        let read = Message::decode(&changed);
+        assert_eq!(read.is_ok(), len == 24 || len == 28, "{len}");
+    }
 }
 
 /// The committed octets are those that the coder makes.
@@ -737,6 +931,12 @@ const SHOWN: &[(&str, &str)] = &[
     ("data-versions", "data.flags=0x18 data.srcmapver=2748 data.dstmapver=3567 data.iid=1"),
     ("data-gpe-v4", "data.flags=0x0c data.iid=1"),
     ("data-gpe-v6", "data.flags=0x04"),
+    // Of LISP-SEC it knows the bit only.
+    ("ecm-sec-itr", "type=8 ecm.flags.sec=1"),
+    ("ecm-sec-resolver", "type=8 ecm.flags.sec=1"),
+    ("ecm-sec-server", "type=8 ecm.flags.sec=1"),
+    ("map-reply-sec", "type=2 mrep.flags.sec=1 mapping.eid.ipv4=10.1.0.7"),
+    ("map-reply-sec-sha1", "type=2 mrep.flags.sec=1 records=0"),
     // What it does not know, in its words: an ITR-RLOC that is an LCAF or AFI 0, a name as EID.
     ("map-request-source-dest", "type=1 expert=Unexpected_ITR-RLOC-AFI_(16387),_cannot_decode"),
     (

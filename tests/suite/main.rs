@@ -5,6 +5,7 @@ mod lisp_wire;
 #[path = "../netns/mod.rs"]
 mod netns;
 mod netns_anchor;
+mod netns_ebpf;
 mod netns_encap;
 mod netns_tun;
 #[path = "../sim/mod.rs"]

@@ -10,11 +10,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant as Clock};
 
+use killick::dataplane::encap::gpe::{self, Gpe};
 use killick::dataplane::encap::{DropReason, Encapsulator};
 use killick::dataplane::tun::{Config, HoldLimits, Use};
+use killick::driver::lisp::Beside;
 use killick::driver::lisp::tun::{Settings, Tun};
 use killick::types::Prefix;
 use killick::types::lisp::{EncapChange, EncapEvent, EntryAction, GroupId, GroupPath, InstanceId};
+use killick::wire::encap::ip::put_datagram;
 
 const IID: InstanceId = InstanceId(77);
 
@@ -393,17 +396,207 @@ fn what_is_not_allowed_is_dropped_and_counted() {
     // Nor what is of another instance, encrypted, or no packet.
     apply(&mut tun_east, &east.allow());
     let raw = west.socket(west.rloc4, 0);
-    let lisp = |payload: &[u8]| raw.send_to(payload, (east.rloc4, 4341)).unwrap();
-    lisp(&[8, 0, 0, 0, 0, 0, 78, 0, 0x45]);
-    lisp(&[0, 0, 0, 0, 0, 0, 0, 0, 0x45]);
+    let lisp = |header: [u8; 8], packet: &[u8]| {
+        let payload = [&header[..], packet].concat();
+        raw.send_to(&payload, (east.rloc4, 4341)).unwrap();
+    };
+    let mut packet = Vec::new();
+    put_datagram((west.eid4, 9).into(), (east.eid4, 9).into(), b"inner", &mut packet);
+    lisp([8, 0, 0, 0, 0, 0, 78, 0], &packet);
+    lisp([0, 0, 0, 0, 0, 0, 0, 0], &packet);
     until("instance", || dropped(&mut tun_east, DropReason::Instance) == 2);
-    lisp(&[9, 0, 0, 0, 0, 0, 77, 0, 0x45]);
-    lisp(&[8, 0, 0, 0, 0, 0, 77, 0, 0x45]);
-    lisp(&[8, 0, 0]);
+    lisp([9, 0, 0, 0, 0, 0, 77, 0], &packet);
+    lisp([8, 0, 0, 0, 0, 0, 77, 0], &packet[..30]);
+    raw.send_to(&[8, 0, 0], (east.rloc4, 4341)).unwrap();
     until("malformed", || dropped(&mut tun_east, DropReason::Malformed) == 3);
     here.send_to(b"allowed", to).unwrap();
     let mut buffer = [0; 64];
     assert_eq!(there.recv(&mut buffer).unwrap(), 7, "the first that is delivered");
     assert_eq!(&buffer[..7], b"allowed");
     assert_eq!(tun_east.totals().unwrap().decapsulated.packets, 1);
+}
+
+#[test]
+fn late_packets_go_on_to_where_the_node_is_and_are_told() {
+    let Some(lab) = Lab::new() else { return };
+    let (west, east) = (&lab.west, &lab.east);
+    let (mut tun_west, mut tun_east) = (west.open(), east.open());
+    // The node was at east; it is at west now. Its address is there, and its socket.
+    apply(&mut tun_west, &west.allow());
+    let pool = "10.1.0.0/16".parse().unwrap();
+    apply(&mut tun_east, &[EncapChange::AllowDecap { prefix: pool }]);
+    apply(&mut tun_east, &west.reached_by(west.eid4.into(), west.rloc6.into()));
+    let there = west.socket(west.eid4, 40002);
+    // A sender with an old mapping: an ITR of its own in the namespace of west.
+    let sender = west.socket(west.rloc4, 0);
+    sender.set_ttl(20).unwrap();
+    let mut inner = Vec::new();
+    let source = SocketAddr::from(([10, 9, 0, 1], 40001));
+    let destination = SocketAddr::from((west.eid4, 40002));
+    put_datagram(source, destination, b"late", &mut inner);
+    let mut payload = vec![8, 0, 0, 0, 0, 0, 77, 0];
+    payload.extend_from_slice(&inner);
+    let capture = Capture::start(east);
+    for _ in 0..3 {
+        sender.send_to(&payload, (east.rloc4, 4341)).unwrap();
+    }
+    let mut buffer = [0; 64];
+    for _ in 0..3 {
+        let (len, from) = there.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..len], from), (&b"late"[..], source));
+    }
+    let rows = capture.decode(6, &["ip.ttl", "ipv6.hlim", "ip.dst"]);
+    let on = |row: &&Vec<String>| !row[1].is_empty();
+    assert_eq!(rows.iter().filter(on).count(), 3);
+    for row in rows.iter().filter(on) {
+        // RFC 9300 §5.3: the TTL of the old outer header minus 1, in both.
+        assert_eq!(row[..2], ["19", "19"]);
+    }
+    let late = EncapEvent::Late {
+        rloc: west.rloc4.into(),
+        iid: IID,
+        source: source.ip(),
+        destination: destination.ip(),
+    };
+    let told = events(&mut tun_east).into_iter().filter(|event| *event == late).count();
+    assert_eq!(told, 1, "once a second");
+    assert_eq!(tun_east.totals().unwrap().late.packets, 3);
+}
+
+#[test]
+fn a_native_entry_goes_by_the_routes_of_others() {
+    let Some(lab) = Lab::new() else { return };
+    let (west, east) = (&lab.west, &lab.east);
+    let mut tun_west = west.open();
+    let punt = |text: &str| EncapChange::SetEntry {
+        prefix: text.parse().unwrap(),
+        action: EntryAction::Punt,
+    };
+    apply(&mut tun_west, &[punt("10.0.0.0/8"), punt("fd00::/8")]);
+    let route = |to: IpAddr| {
+        let to = to.to_string();
+        let output = Command::new("ip")
+            .args(["-n", &west.namespace, "route", "get", &to])
+            .output()
+            .expect("ip is there");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.split("dev ").nth(1).unwrap_or("none").split(' ').next().unwrap_or("").to_owned()
+    };
+    // A route of somebody else to the same place, which ours hides.
+    ip(&west.namespace, &format!("route add 10.2.0.0/16 via {}", east.rloc4));
+    ip(&west.namespace, &format!("route add fd02::/16 via {}", east.rloc6));
+    for eid in [IpAddr::from(east.eid4), east.eid6.into()] {
+        let prefix = Prefix::host(eid);
+        assert_eq!(route(eid), "killick0");
+        let native = EncapChange::SetEntry { prefix, action: EntryAction::Native };
+        apply(&mut tun_west, &[native.clone(), native.clone()]);
+        assert_eq!(route(eid), "u0");
+        apply(&mut tun_west, &[EncapChange::RemoveEntry { prefix }]);
+        assert_eq!(route(eid), "killick0");
+        apply(&mut tun_west, &[native]);
+        // Without the pool, what is inside keeps or loses its routes as it is itself.
+        let away = Prefix::host(eid);
+        let pool = if eid.is_ipv4() { "10.0.0.0/8" } else { "fd00::/8" };
+        apply(&mut tun_west, &[EncapChange::RemoveEntry { prefix: pool.parse().unwrap() }]);
+        assert_eq!(route(eid), "u0");
+        apply(&mut tun_west, &[EncapChange::SetEntry { prefix: away, action: EntryAction::Drop }]);
+        assert_eq!(route(eid), "killick0");
+    }
+    drop(tun_west);
+    assert_eq!(route(east.eid4.into()), "u0", "nothing is left in the way");
+    // What an earlier process has left is taken away.
+    let mut tun_west = west.open();
+    apply(&mut tun_west, &[punt("10.0.0.0/8")]);
+    assert_eq!(route(east.eid4.into()), "killick0");
+}
+
+/// LISP-GPE of the kernel with what it lacks beside it: first packets are held in user space and
+/// leave by the kernel's tunnel, and late ones are told.
+#[test]
+fn beside_the_kernel_first_packets_are_held_and_late_ones_told() {
+    let Some(lab) = Lab::new() else { return };
+    let (west, east) = (&lab.west, &lab.east);
+    let open = |gateway: &Gateway| {
+        gateway.inside(|| {
+            let engine = gateway.config(Use::Punt);
+            let settings = Settings { routes: None, ..Settings::new(engine) };
+            let tun = Tun::open(&settings).unwrap();
+            let gpe = Gpe::open(gpe::Options {
+                ipv4: Some(gateway.rloc4),
+                ipv6: Some(gateway.rloc6),
+                iid: IID,
+                punt: Some(settings.device.clone()),
+                ..gpe::Options::default()
+            });
+            Beside::new(gpe.unwrap(), tun).unwrap()
+        })
+    };
+    // `apply` opens the sensor in the namespace of its thread.
+    let set = |gateway: &Gateway, plane: &mut Beside<Gpe>, changes: &[EncapChange]| {
+        let mut results = Vec::new();
+        gateway.inside(|| plane.apply(changes, &mut results));
+        assert_eq!(results, vec![Ok(()); changes.len()], "{changes:?}");
+    };
+    let (mut plane_west, mut plane_east) = (open(west), open(east));
+    set(east, &mut plane_east, &east.allow());
+    for pool in ["10.2.0.0/16", "fd02::/16"] {
+        let punt =
+            EncapChange::SetEntry { prefix: pool.parse().unwrap(), action: EntryAction::Punt };
+        set(west, &mut plane_west, &[punt]);
+    }
+    let mut number = 0_u32;
+    for (from, to, rloc) in [
+        (IpAddr::from(west.eid4), IpAddr::from(east.eid4), IpAddr::from(east.rloc6)),
+        (west.eid6.into(), east.eid6.into(), east.rloc4.into()),
+    ] {
+        let (here, there) = (west.socket(from, 40001), east.socket(to, 40002));
+        let mut send = |count: u32| {
+            for _ in 0..count {
+                here.send_to(&number.to_be_bytes(), (to, 40002)).unwrap();
+                number += 1;
+            }
+        };
+        send(100);
+        until("all are held", || plane_west.totals().unwrap().held == 100);
+        let mut told = Vec::new();
+        plane_west.handle_readable(&mut told).unwrap();
+        assert_eq!(told, [EncapEvent::Miss { source: from, destination: to }]);
+        set(west, &mut plane_west, &east.reached_by(to, rloc));
+        let mut buffer = [0; 64];
+        let mut received = Vec::new();
+        for _ in 0..100 {
+            let len = there.recv(&mut buffer).unwrap();
+            received.push(u32::from_be_bytes(buffer[..len].try_into().unwrap()));
+        }
+        send(100);
+        for _ in 0..100 {
+            let len = there.recv(&mut buffer).unwrap();
+            received.push(u32::from_be_bytes(buffer[..len].try_into().unwrap()));
+        }
+        assert_eq!(received, (number - 200..number).collect::<Vec<_>>());
+        assert_eq!(plane_west.tun().all_counters().released % 100, 0);
+    }
+
+    // The node at east has left for west, whose data plane knows no better yet.
+    let gone = EncapChange::SetGroup {
+        group: GroupId(5),
+        path: GroupPath::Encap { members: vec![(west.rloc4.into(), 1)], iid: IID },
+    };
+    let prefix = Prefix::host(east.eid4.into());
+    let entry = EncapChange::SetEntry { prefix, action: EntryAction::Group(GroupId(5)) };
+    set(east, &mut plane_east, &[gone, entry]);
+    let here = west.socket(west.eid4, 40001);
+    here.send_to(b"late", (east.eid4, 40002)).unwrap();
+    let late = EncapEvent::Late {
+        rloc: west.rloc6.into(),
+        iid: IID,
+        source: west.eid4.into(),
+        destination: east.eid4.into(),
+    };
+    let mut told = Vec::new();
+    until("it is told", || {
+        plane_east.handle_readable(&mut told).unwrap();
+        told.contains(&late)
+    });
+    assert!(told.iter().all(|event| *event == late), "{told:?}");
 }

@@ -8,21 +8,19 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{CONTROL_PORT, DATA_PORT, Type};
+use super::{CONTROL_PORT, DATA_PORT, EcmSecurity, Type};
 use crate::wire::encap::ip::{self, Datagram};
 use crate::wire::{Reader, WireError};
 
 const FLAG_SECURITY: u8 = 0x08;
 const FLAG_DDT: u8 = 0x04;
-/// LISP-SEC, the one type of authentication data (RFC 9303 §8.1).
-const AD_TYPE_LISP_SEC: u8 = 1;
 
 /// Encapsulated Control Message (RFC 9301 §5.8): a control message inside IP and UDP.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Ecm {
     /// D: the sender is a DDT client.
     pub ddt: bool,
-    /// Authentication data as octets (S, RFC 9303 §6.1).
+    /// Authentication data as octets, which an [`EcmSecurity`] encodes and decodes (S).
     pub security: Option<Vec<u8>>,
     pub source: (IpAddr, u16),
     pub destination: (IpAddr, u16),
@@ -38,7 +36,11 @@ impl Ecm {
         Type::Ecm.check(kind)?;
         let security = match kind & FLAG_SECURITY {
             0 => None,
-            _ => Some(security(input)?.to_vec()),
+            _ => {
+                let before = input.rest();
+                EcmSecurity::decode(input)?;
+                Some(before[..before.len() - input.len()].to_vec())
+            }
         };
         let inner = Datagram::decode(input.rest())?;
         let ports = [inner.source.port(), inner.destination.port()];
@@ -69,20 +71,4 @@ impl Ecm {
             out,
         );
     }
-}
-
-/// The authentication data in front of the inner header: two parts that say their lengths. The
-/// first says that of what follows its own four octets, the second counts itself (RFC 9303 §6.1).
-fn security<'a>(input: &mut Reader<'a>) -> Result<&'a [u8], WireError> {
-    let mut ahead = *input;
-    let [ad_type, _, _, _] = ahead.array()?;
-    if ad_type != AD_TYPE_LISP_SEC {
-        return Err(WireError::BadValue);
-    }
-    let otk_len = usize::from(ahead.u16()?);
-    ahead.bytes(2 + otk_len)?;
-    let eid_len = usize::from(ahead.u16()?);
-    let rest = eid_len.checked_sub(2).ok_or(WireError::BadLength)?;
-    ahead.bytes(rest)?;
-    input.bytes(input.len() - ahead.len())
 }

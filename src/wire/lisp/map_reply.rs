@@ -21,7 +21,7 @@ pub struct MapReply {
     pub echo_nonce: bool,
     pub nonce: u64,
     pub records: Vec<EidRecord>,
-    /// LISP-SEC authentication data, as octets (RFC 9303 §6.2); `None` without the S bit.
+    /// Authentication data as octets, which a [`super::ReplySecurity`] encodes and decodes (S).
     pub security: Option<Vec<u8>>,
 }
 

@@ -11,6 +11,7 @@ mod map_register;
 mod map_reply;
 mod map_request;
 mod records;
+mod security;
 #[cfg(test)]
 mod tests;
 
@@ -21,6 +22,7 @@ pub use map_register::{Authentication, MapRegister};
 pub use map_reply::MapReply;
 pub use map_request::{ITR_RLOCS_MAX, MapRequest, RequestRecord};
 pub use records::{EidRecord, RlocAddress, RlocRecord};
+pub use security::{EcmSecurity, EidAuthentication, ReplySecurity, SignedEids, WRAPPED_OTK_LEN};
 
 use crate::types::lisp::{SiteId, XtrId};
 use crate::wire::{Reader, WireError};

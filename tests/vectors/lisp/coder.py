@@ -167,6 +167,113 @@ def ecm(inner, security=b"", D=0):
     return n(8 << 28 | (security != b"") << 27 | D << 26, 4) + security + inner
 
 
+# ---- LISP-SEC (RFC 9303) ----------------------------------------------------------------------
+
+
+def aes_128_encrypt(key, block):
+    """FIPS 197, the plain way."""
+
+    def times(a, b):
+        out = 0
+        for _ in range(8):
+            out ^= a if b & 1 else 0
+            a, b = (a << 1 ^ (0x11B if a & 0x80 else 0)), b >> 1
+        return out
+
+    def sbox(a):
+        inverse = next((b for b in range(256) if times(a, b) == 1), 0)
+        out = 0x63
+        for turn in range(5):
+            out ^= (inverse << turn | inverse >> (8 - turn)) & 0xFF
+        return out
+
+    if not hasattr(aes_128_encrypt, "box"):
+        aes_128_encrypt.box = [sbox(a) for a in range(256)]
+    box = aes_128_encrypt.box
+    words, rcon = [key[at:at + 4] for at in range(0, 16, 4)], 1
+    for at in range(4, 44):
+        word = words[-1]
+        if at % 4 == 0:
+            word = bytes(box[octet] for octet in word[1:] + word[:1])
+            word, rcon = bytes([word[0] ^ rcon]) + word[1:], times(rcon, 2)
+        words.append(bytes(a ^ b for a, b in zip(words[-4], word)))
+    keys = [b"".join(words[at:at + 4]) for at in range(0, 44, 4)]
+    state = bytes(a ^ b for a, b in zip(block, keys[0]))
+    for turn in range(1, 11):
+        state = bytes(box[octet] for octet in state)
+        state = bytes(state[(at + 4 * (at % 4)) % 16] for at in range(16))
+        if turn < 10:
+            mixed = b""
+            for at in range(0, 16, 4):
+                c = state[at:at + 4]
+                mixed += bytes(times(c[i], 2) ^ times(c[(i + 1) % 4], 3) ^ c[(i + 2) % 4]
+                               ^ c[(i + 3) % 4] for i in range(4))
+            state = mixed
+        state = bytes(a ^ b for a, b in zip(state, keys[turn]))
+    return state
+
+
+def aes_key_wrap(key, plain):
+    """RFC 3394 2.2.1."""
+    a, r = bytes.fromhex("a6" * 8), [plain[at:at + 8] for at in range(0, len(plain), 8)]
+    for j in range(6):
+        for i in range(len(r)):
+            b = aes_128_encrypt(key, a + r[i])
+            a = n(int.from_bytes(b[:8], "big") ^ (len(r) * j + i + 1), 8)
+            r[i] = b[8:]
+    return a + b"".join(r)
+
+
+# RFC 3394 4.1.
+assert aes_key_wrap(bytes(range(16)), bytes.fromhex("00112233445566778899aabbccddeeff")).hex() \
+    == "1fa68b0a8112b447aef34bd8fb5a7b829d3e862371d2cfe5"
+
+ITR_OTK = bytes.fromhex("000102030405060708090a0b0c0d0e0f")
+ITR_SECRET, ETR_SECRET = b"of an ITR and a resolver", b"of a server and an ETR"
+SEC_HASH = {1: (hashlib.sha1, 12), 2: (hashlib.sha256, 16)}
+
+
+def hkdf_128(hash, material):
+    """RFC 5869, no salt, no info, 128 bits."""
+    prk = hmac.new(bytes(hash().digest_size), material, hash).digest()
+    return hmac.new(prk, b"\1", hash).digest()[:16]
+
+
+def ms_otk(kdf):
+    return hkdf_128({1: hashlib.sha1, 2: hashlib.sha256}[kdf], ITR_OTK)
+
+
+def wrapped(otk, wrapping, nonce, secret):
+    if wrapping == 1:
+        return bytes(8) + otk
+    return aes_key_wrap(hkdf_128(hashlib.sha256, n(nonce, 8) + b"OTK-Key-Wrap" + secret), otk)
+
+
+def sealed(otk, hmac_id, octets):
+    hash, length = SEC_HASH[hmac_id]
+    return octets + hmac.new(otk, octets + bytes(length), hash).digest()[:length]
+
+
+def eid_ad(kdf, hmac_id=None, eids=(), E=0):
+    if hmac_id is None:
+        return n(4, 2) + n(kdf, 2)
+    body = n(kdf, 2) + n(len(eids), 1) + n(E << 7, 1) + n(hmac_id, 2)
+    for mask, eid in eids:
+        body += n(0, 1) + n(mask, 1) + eid
+    return sealed(ITR_OTK, hmac_id, n(2 + len(body) + SEC_HASH[hmac_id][1], 2) + body)
+
+
+def ecm_ad(requested, key_id, wrapping, otk, eids):
+    head = n(1, 1) + n(0, 1) + n(requested, 2)
+    return head + n(4 + len(otk), 2) + n(key_id, 1) + n(wrapping, 1) + otk + eids
+
+
+def secured_reply(nonce, records, eids, hmac_id, otk):
+    pkt = n(4 + SEC_HASH[hmac_id][1], 2) + n(hmac_id, 2)
+    octets = map_reply(nonce, records, n(1, 1) + n(0, 3) + eids + pkt, S=1)
+    return sealed(otk, hmac_id, octets)
+
+
 # ---- The vectors ------------------------------------------------------------------------------
 
 NONCE = 0x0123456789ABCDEF
@@ -219,6 +326,20 @@ VECTORS = {
     "map-notify-ack-hkdf-128": map_notify(42, 3, 16, [], kind=5),
     "ecm-v4": ecm(in_udp_and_ip("192.0.2.1", 61000, "10.2.0.9", 4342, MESSAGE)),
     "ecm-v6": ecm(in_udp_and_ip("2001:db8::1", 61001, "2001:db8:e:1::7", 4342, MESSAGE), D=1),
+    "ecm-sec-itr": ecm(
+        in_udp_and_ip("192.0.2.1", 61000, "10.2.0.9", 4342, MESSAGE),
+        ecm_ad(2, 7, 2, wrapped(ITR_OTK, 2, NONCE, ITR_SECRET), eid_ad(0))),
+    "ecm-sec-resolver": ecm(
+        in_udp_and_ip("192.0.2.1", 61000, "10.2.0.9", 4342, MESSAGE),
+        ecm_ad(1, 0, 1, wrapped(ITR_OTK, 1, NONCE, b""), eid_ad(1))),
+    "ecm-sec-server": ecm(
+        in_udp_and_ip("2001:db8::1", 61000, "2001:db8:e:1::7", 4342, MESSAGE),
+        ecm_ad(2, 8, 2, wrapped(ms_otk(2), 2, NONCE, ETR_SECRET),
+               eid_ad(2, 2, [(16, afi("10.2.0.0")), (48, instance(5, afi("2001:db8:e::")))], E=1))),
+    "map-reply-sec": secured_reply(NONCE, [HOST4], eid_ad(2, 2, [(16, afi("10.1.0.0"))]), 2,
+                                   ms_otk(2)),
+    "map-reply-sec-sha1": secured_reply(NONCE, [], eid_ad(1, 1, [(16, afi("10.1.0.0"))], E=1), 1,
+                                        ms_otk(1)),
     # From here on killick writes it otherwise: reserved bits, host bits, octets that follow, an
     # instance ID of 0, one around each part of a pair.
     "lenient-map-request": n(0x10 << 24 | 0x20 << 16 | 0x80 << 8 | 1, 4) + n(50, 8) + EID4 + V4

@@ -2,6 +2,7 @@
 //! both families. An IPv4 address stands in the upper 32 bits of the 128.
 
 use std::cmp::Ordering;
+use std::hash::{Hash, Hasher};
 
 use crate::types::Prefix;
 use crate::types::lisp::InstanceId;
@@ -11,7 +12,7 @@ const V4_BASE: u8 = 129;
 
 /// Instance, family, prefix. Ordered by instance, family, address, length, so that what a prefix
 /// contains follows it directly.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub(super) struct EidKey {
     addr: [u8; 16],
     /// Instance in the upper 24 bits; the lower 8 say family and length.
@@ -26,6 +27,7 @@ impl EidKey {
     pub const FIRST: Self = Self { addr: [0; 16], shape: V4_BASE as u32 };
     pub const LAST: Self = Self { addr: [0xff; 16], shape: InstanceId::MAX.0 << 8 | 128 };
 
+    /// `iid` has 24 bits, as in a data packet; the wire has room for more, see `eid_key`.
     pub fn new(iid: InstanceId, prefix: Prefix) -> Self {
         let (bits, shape) = match prefix {
             Prefix::V4 { addr, len } => (u128::from(addr) << 96, V4_BASE + len),
@@ -90,6 +92,14 @@ impl EidKey {
         let equal = (self.bits() ^ other.bits()).leading_zeros();
         let equal = u8::try_from(equal).expect("at most 128").min(self.len()).min(other.len());
         self.same_space(other).then_some(equal)
+    }
+}
+
+impl Hash for EidKey {
+    /// As two numbers: an array would be hashed as octets, with its length.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u128(self.bits());
+        state.write_u32(self.shape);
     }
 }
 

@@ -197,7 +197,8 @@ pub enum Output {
         rlocs: RlocSet,
         what: Registration,
     },
-    /// The xTR that held it has taken it back.
+    /// The xTR that held it has taken it back. Of a mobile one: if the location database has it at
+    /// this anchor still, it is not there any more. Likewise when it has expired.
     Withdrawn {
         anchor: AnchorId,
         xtr: XtrName,
@@ -467,8 +468,11 @@ impl MapServer {
 
     /// Whether the location database decides about an EID.
     fn is_mobile(&self, iid: InstanceId, prefix: Prefix) -> bool {
+        // A pool inside another one is an aggregate as well.
+        let pools = &self.config.mobile_pools;
         iid == self.config.mobile_iid
-            && self.config.mobile_pools.iter().any(|p| p.contains(prefix) && *p != prefix)
+            && pools.iter().any(|p| p.contains(prefix))
+            && !pools.contains(&prefix)
     }
 
     /// A nonce for a Map-Notify that nobody has asked for.

@@ -22,6 +22,8 @@ const RETRIES_EVEN: u8 = 3;
 const RETRIES_MAX: u8 = 6;
 /// Messages that wait; some 300 octets each.
 pub(super) const OUTSTANDING_MAX: usize = 65_536;
+/// Messages that are sent again in one turn, so that other work is done in between.
+const TURN_MAX: usize = 1024;
 /// Messages with one nonce whose digest is tried for one acknowledgement.
 const ACK_TRIALS_MAX: usize = 4;
 
@@ -181,10 +183,11 @@ impl Outstanding {
         out: &mut Vec<Output>,
         mut nonce_now: impl FnMut(Whom, u64, &mut Vec<Output>) -> u64,
     ) {
-        while let Some(&(due, at)) = self.by_due.first() {
-            if due > now {
+        // What is due beyond this stays due: the caller is asked to come again at once.
+        for _ in 0..TURN_MAX {
+            let Some(&(due, at)) = self.by_due.first().filter(|(due, _)| *due <= now) else {
                 break;
-            }
+            };
             self.by_due.remove(&(due, at));
             let Some(place) = &mut self.slab[at as usize] else { continue };
             if place.tried > RETRIES_MAX {

@@ -149,9 +149,16 @@ impl MapServer {
         out: &mut Vec<Output>,
     ) -> Result<(SubIndex, EidRecord), SubscribeError> {
         let found = self.find_match(asked, mappings);
-        let record = self.subscribed_record(asked, found);
+        let is_nothing = matches!(found, Match::Nothing);
+        // Around whole sites or pools: to be told of all that comes and goes there, now or later.
+        let is_around = is_nothing && self.holds_configured(asked);
+        let record = if is_around {
+            negative(asked, NegativeAction::NativelyForward, self.config.record_ttl_min)
+        } else {
+            self.subscribed_record(asked, found)
+        };
         // Of what is not there, the gap around it, for some time (RFC 9437 §5).
-        let temporary = matches!(found, Match::Nothing);
+        let temporary = is_nothing && !is_around;
         let key = if temporary { eid_key(&record.eid).unwrap_or(asked) } else { asked };
         self.subscriptions.may_subscribe(itr, key, now)?;
         let known = self.subscriptions.find(itr, key).map(|s| self.subscriptions.get(s).state);
@@ -273,7 +280,7 @@ impl MapServer {
         }
     }
 
-    fn publish_record(
+    pub(super) fn publish_record(
         &mut self,
         now: Instant,
         key: EidKey,

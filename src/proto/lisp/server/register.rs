@@ -18,8 +18,8 @@ use super::sites::{Freshness, ProxyReply, SiteIndex, Xtr, XtrIndex, XtrName};
 use super::{
     MapServer, Mapping, Mappings, Output, REGISTRATION_TIMEOUT, Refusal, Registration, SignWith,
 };
-use crate::types::lisp::{MapVersion, NegativeAction, Rloc, RlocSet};
-use crate::types::{Generation, Instant};
+use crate::types::lisp::{InstanceId, MapVersion, NegativeAction, Rloc, RlocSet};
+use crate::types::{AnchorId, Generation, Instant};
 use crate::wire::lisp::{
     CONTROL_PORT, Eid, EidRecord, MapNotify, MapRegister, Message, RlocRecord,
 };
@@ -175,10 +175,20 @@ impl MapServer {
             Some(what) => self.announce(now, who, slot, what, out),
             None => self.counters.refreshes += 1,
         }
+        if let Some(bound) = bound.filter(|b| what.is_some() && b.anchor == self.anchor(who)) {
+            // The same place by other locators: nothing that the hall would publish.
+            let record = self.mobile_record(key, bound);
+            self.publish_record(now, key, &record, out);
+        }
         if moved {
-            self.tell_old(now, old, key, record.clone(), out);
+            let current = self.registered_record(slot);
+            self.tell_old(now, old, key, current, out);
         }
         Ok(())
+    }
+
+    fn anchor(&self, who: Registrant) -> AnchorId {
+        self.sites.get(who.site).anchor
     }
 
     fn holder_site(&self, slot: Slot) -> Option<SiteIndex> {
@@ -223,7 +233,7 @@ impl MapServer {
         out: &mut Vec<Output>,
     ) -> Result<Option<Registration>, Refusal> {
         let Some(bound) = bound else { return Ok(Some(Registration::First)) };
-        if bound.anchor == self.sites.get(who.site).anchor {
+        if bound.anchor == self.anchor(who) {
             let same = slot.is_some_and(|s| {
                 let entry = self.registrations.entry(s);
                 entry.version == record.version
@@ -251,7 +261,10 @@ impl MapServer {
     }
 
     fn accept(&mut self, who: Registrant, slot: Slot, record: &EidRecord, expires: Seconds) {
-        if !self.registrations.says(slot, record.ttl_min, &record.rlocs) {
+        // Not merged any more, even if it says the same.
+        if self.registrations.entry(slot).flags.merged
+            || !self.registrations.says(slot, record.ttl_min, &record.rlocs)
+        {
             self.registrations.set_content(slot, record.ttl_min, &record.rlocs);
         }
         let entry = self.registrations.entry_mut(slot);
@@ -275,7 +288,7 @@ impl MapServer {
         let entry = *self.registrations.entry(slot);
         let rlocs = self.registrations.content(slot).map(|c| rloc_set(&c.rlocs));
         out.push(Output::Registered {
-            anchor: self.sites.get(who.site).anchor,
+            anchor: self.anchor(who),
             xtr: who.name,
             iid: key.iid(),
             prefix: key.prefix(),
@@ -311,7 +324,7 @@ impl MapServer {
         }
         let key = self.registrations.key(slot);
         out.push(Output::Withdrawn {
-            anchor: self.sites.get(who.site).anchor,
+            anchor: self.anchor(who),
             xtr: who.name,
             iid: key.iid(),
             prefix: key.prefix(),
@@ -407,10 +420,11 @@ pub(super) fn find_bound(mappings: &impl Mappings, key: EidKey) -> Option<Mappin
     mappings.find(key.iid(), prefix.addr()).filter(|(p, _)| *p == prefix).map(|(_, m)| m)
 }
 
+/// The key of an IP prefix in an instance that a data packet can name (RFC 9300 §5.1).
 pub(super) fn eid_key(eid: &Eid) -> Option<EidKey> {
     match *eid {
-        Eid::Prefix { iid, prefix } => Some(EidKey::new(iid, prefix)),
-        Eid::None | Eid::SourceDestination { .. } | Eid::Other { .. } => None,
+        Eid::Prefix { iid, prefix } if iid <= InstanceId::MAX => Some(EidKey::new(iid, prefix)),
+        Eid::Prefix { .. } | Eid::None | Eid::SourceDestination { .. } | Eid::Other { .. } => None,
     }
 }
 

@@ -259,6 +259,12 @@ impl MapServer {
         pools.chain(self.sites.find_configured(key)).max_by_key(|k| k.len())
     }
 
+    /// Whether a whole site's prefix, or mobile pool, lies inside a key (or is it).
+    pub(super) fn holds_configured(&self, key: EidKey) -> bool {
+        let [_, next] = self.sites.neighbors(key);
+        next.is_some_and(|site| key.contains(site)) || self.pools().any(|pool| key.contains(pool))
+    }
+
     /// Passes a request on to an ETR, unchanged (§8.3).
     fn forward(
         &mut self,

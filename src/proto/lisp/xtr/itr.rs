@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::map_cache::{self, CachedMapping, Due, MapCache, Origin, Put};
+use super::map_cache::{self, CachedMapping, Due, MapCache, Origin, Replaced};
 use super::probe::{ProbeConfig, ProbeCounts, ProbeView, Prober};
 use super::rate::Bucket;
 use super::record::{is_not_older, prefix_of, rlocs_of};
@@ -440,12 +440,9 @@ impl Itr {
             expires_at: now + ttl,
             used_at: old.and_then(|old| old.used_at),
         };
-        let (old, evicted) = match self.cache.put(prefix, mapping, now) {
-            Put::Done { old, evicted } => (old, evicted),
-            Put::Full => {
-                self.counts.cache_full += 1;
-                return;
-            }
+        let Some(Replaced { old, evicted }) = self.cache.put(prefix, mapping, now) else {
+            self.counts.cache_full += 1;
+            return;
         };
         if let Some((victim, mapping)) = evicted {
             self.counts.evicted += 1;

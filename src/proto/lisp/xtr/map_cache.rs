@@ -84,15 +84,12 @@ pub struct MapCache {
     entries_max: usize,
 }
 
-/// What became of an entry that was put.
+/// What had to go for an entry that was put.
 #[derive(Debug)]
-pub enum Put {
-    Done {
-        old: Option<CachedMapping>,
-        evicted: Option<(Prefix, CachedMapping)>,
-    },
-    /// The table is full of entries that a subscription keeps.
-    Full,
+pub struct Replaced {
+    /// Of the same prefix.
+    pub old: Option<CachedMapping>,
+    pub evicted: Option<(Prefix, CachedMapping)>,
 }
 
 impl MapCache {
@@ -126,11 +123,17 @@ impl MapCache {
             .take_while(move |&(p, _)| prefix.contains(Prefix::host(p.addr())))
     }
 
-    pub fn put(&mut self, prefix: Prefix, mapping: CachedMapping, now: Instant) -> Put {
+    /// `None` when the table is full of entries that a subscription keeps.
+    pub fn put(
+        &mut self,
+        prefix: Prefix,
+        mapping: CachedMapping,
+        now: Instant,
+    ) -> Option<Replaced> {
         let old = self.remove(prefix);
         let mut evicted = None;
         if self.entries.len() >= self.entries_max {
-            let Some(&(_, victim)) = self.by_use.first() else { return Put::Full };
+            let &(_, victim) = self.by_use.first()?;
             evicted = self.remove(victim).map(|mapping| (victim, mapping));
         }
         let timer_at = mapping.refresh_at();
@@ -138,7 +141,7 @@ impl MapCache {
         self.timers.insert((timer_at, prefix));
         self.by_use.extend(used_at.map(|at| (at, prefix)));
         self.entries.insert(prefix, Entry { mapping, timer_at, used_at });
-        Put::Done { old, evicted }
+        Some(Replaced { old, evicted })
     }
 
     pub fn remove(&mut self, prefix: Prefix) -> Option<CachedMapping> {
@@ -229,8 +232,8 @@ mod tests {
 
     fn put(cache: &mut MapCache, p: &str, origin: Origin, now: Instant) -> Option<String> {
         match cache.put(prefix(p), mapping(origin, now, 10), now) {
-            Put::Done { evicted, .. } => evicted.map(|(p, _)| p.to_string()),
-            Put::Full => Some("full".into()),
+            Some(replaced) => replaced.evicted.map(|(p, _)| p.to_string()),
+            None => Some("full".into()),
         }
     }
 

@@ -60,6 +60,7 @@ pub enum Persist {
 
 /// What the machines of a tunnel router want done. The order counts.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "most of them are messages")]
 pub enum Output {
     Persist(Persist),
     /// One UDP datagram from the control port. With a chain it is signed after it is encoded.

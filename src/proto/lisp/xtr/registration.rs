@@ -136,6 +136,8 @@ struct Wanted {
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     state: RegistrationState,
+    /// The server has told that it is registered elsewhere: it takes no withdrawal from us.
+    elsewhere: bool,
     /// Its place in the server's refreshes.
     refresh_at: Option<Instant>,
 }
@@ -233,19 +235,27 @@ impl Registrar {
         true
     }
 
-    /// The prefix is no longer here: registered with TTL 0 until each server has confirmed it.
+    /// The prefix is no longer here: registered with TTL 0 until each server has confirmed it. A
+    /// server that has told us where it is instead needs no withdrawal, and would take none.
     pub fn withdraw(&mut self, iid: InstanceId, prefix: Prefix, now: Instant) {
         let key = (iid, prefix);
         let Some(wanted) = self.wanted.get(&key).filter(|w| w.withdrawn_at.is_none()) else {
             return;
         };
         let (rlocs, version) = (wanted.rlocs.clone(), wanted.version);
+        let elsewhere: Vec<bool> = wanted.slots.iter().map(|slot| slot.elsewhere).collect();
         self.change(key, rlocs, version, Some(now));
+        if self.servers.is_empty() {
+            self.wanted.remove(&key);
+        }
+        for (n, _) in elsewhere.iter().enumerate().filter(|(_, elsewhere)| **elsewhere) {
+            self.settle(n, key, RegistrationState::Confirmed);
+        }
     }
 
     fn change(&mut self, key: Key, rlocs: RlocSet, version: MapVersion, at: Option<Instant>) {
         self.revision += 1;
-        let slot = Slot { state: RegistrationState::Queued, refresh_at: None };
+        let slot = Slot { state: RegistrationState::Queued, elsewhere: false, refresh_at: None };
         let slots = vec![slot; self.servers.len()];
         let new = Wanted { rlocs, version, withdrawn_at: at, revision: self.revision, slots };
         let old = self.wanted.insert(key, new);
@@ -273,28 +283,48 @@ impl Registrar {
         }
     }
 
-    /// Sends again what is overdue, as it is wanted now.
+    /// Sends again what is overdue, as it is wanted now. What is due together shares messages: the
+    /// fewer there are, the fewer overtake each other, and a server drops what was overtaken.
     fn repeat(&mut self, n: usize, now: Instant, out: &mut Vec<Output>) {
-        let due = |batch: &Batch| batch.retry_at <= now;
-        let mut at = 0;
-        while at < self.servers[n].batches.len() {
-            if !due(&self.servers[n].batches[at]) {
-                at += 1;
-                continue;
-            }
-            let mut batch = self.servers[n].batches.swap_remove(at);
-            let server = &mut self.servers[n];
-            server.silent |= now - server.heard_at >= SILENT_AFTER;
+        let batches = std::mem::take(&mut self.servers[n].batches);
+        let (due, rest): (Vec<_>, Vec<_>) = batches.into_iter().partition(|b| b.retry_at <= now);
+        self.servers[n].batches = rest;
+        if due.is_empty() {
+            return;
+        }
+        let server = &mut self.servers[n];
+        server.silent |= now - server.heard_at >= SILENT_AFTER;
+        let mut again: Vec<Batch> = Vec::new();
+        let mut left = Room::new();
+        for mut batch in due {
             self.leave_out_the_stale(n, &mut batch, now);
             if batch.keys.is_empty() {
                 continue;
             }
-            self.counts.repeated += 1;
-            let wait = (batch.wait * 2).min(RETRY_MAX);
-            let previous = Some(batch.nonces.0);
-            self.send(n, batch.keys, batch.refresh, (wait, previous), now, out);
-            // The new one is at the end, and not due; what was swapped here comes next.
+            if let Some(shared) = again.last_mut()
+                && left.take_all(&batch.keys, &self.wanted)
+            {
+                shared.keys.append(&mut batch.keys);
+                shared.wait = shared.wait.min(batch.wait);
+                shared.refresh &= batch.refresh;
+                // A late Map-Notify of one part would say nothing about the other.
+                shared.nonces.1 = None;
+                continue;
+            }
+            left = Room::new();
+            left.take_all(&batch.keys, &self.wanted);
+            batch.nonces.1 = Some(batch.nonces.0);
+            again.push(batch);
         }
+        for batch in again {
+            self.send_again(n, batch, now, out);
+        }
+    }
+
+    fn send_again(&mut self, n: usize, batch: Batch, now: Instant, out: &mut Vec<Output>) {
+        self.counts.repeated += 1;
+        let wait = (batch.wait * 2).min(RETRY_MAX);
+        self.send(n, batch.keys, batch.refresh, (wait, batch.nonces.1), now, out);
     }
 
     /// What has changed since is in another message; a withdrawal is not repeated for ever.
@@ -381,7 +411,8 @@ impl Registrar {
                 if at > now + REFRESH_AHEAD || !room.take(key, &wanted.rlocs) {
                     break;
                 }
-                wanted.slots[n] = Slot { state: RegistrationState::Sent, refresh_at: None };
+                wanted.slots[n].state = RegistrationState::Sent;
+                wanted.slots[n].refresh_at = None;
                 keys.push((key, wanted.revision));
                 server.refresh.pop_first();
             }
@@ -469,7 +500,7 @@ impl Registrar {
             Some((n, at)) => {
                 let batch = self.servers[n].batches.swap_remove(at);
                 self.handle_confirmation(n, batch, notify, now, out);
-                self.tell_moved_away(notify, out);
+                self.tell_moved_away(Some(n), notify, out);
             }
             None => self.handle_unsolicited(from, notify, raw, out),
         }
@@ -548,11 +579,15 @@ impl Registrar {
         raw: &[u8],
         out: &mut Vec<Output>,
     ) {
-        let Some(server) = self.servers.iter_mut().find(|server| server.addr == from) else {
+        // A server with several addresses may send from another one; its key says who it is.
+        let by_addr = self.servers.iter().position(|server| server.addr == from);
+        let proves = |server: &Server| server.keys.verify(raw).is_ok();
+        let Some(n) = by_addr.or_else(|| self.servers.iter().position(proves)) else {
             self.counts.notify_unknown_server += 1;
             return;
         };
-        if server.keys.verify(raw).is_err() {
+        let server = &mut self.servers[n];
+        if !proves(server) {
             self.counts.notify_bad_digest += 1;
             return;
         }
@@ -563,27 +598,36 @@ impl Registrar {
                 return;
             }
             if let Some(below) = server.notify.raise(notify.nonce) {
-                out.push(Output::Persist(Persist::NotifyNonce { server: from, below }));
+                out.push(Output::Persist(Persist::NotifyNonce { server: server.addr, below }));
             }
         }
         // The same once more: our acknowledgement was lost.
         out.push(acknowledge(from, notify, &server.keys));
         if !repeated {
-            self.tell_moved_away(notify, out);
+            self.tell_moved_away(Some(n), notify, out);
         }
     }
 
-    /// The server's records of our prefixes with locators of which none is ours. The Map-Notify has
-    /// been verified.
-    pub fn tell_moved_away(&self, notify: &MapNotify, out: &mut Vec<Output>) {
+    /// A verified publication, to the subscriber that we are too.
+    pub fn handle_publication(&mut self, notify: &MapNotify, out: &mut Vec<Output>) {
+        self.tell_moved_away(None, notify, out);
+    }
+
+    /// A server's records of our prefixes with locators of which none is ours.
+    fn tell_moved_away(&mut self, n: Option<usize>, notify: &MapNotify, out: &mut Vec<Output>) {
         for record in &notify.records {
             let Some(key) = record::prefix_of(&record.eid) else { continue };
-            let Some(wanted) = self.wanted.get(&key).filter(|w| w.withdrawn_at.is_none()) else {
-                continue;
-            };
+            let Some(wanted) = self.wanted.get_mut(&key) else { continue };
             let rlocs = rlocs_of(record);
             let elsewhere = rlocs.iter().all(|r| wanted.rlocs.find(r.addr).is_none());
-            if elsewhere && !rlocs.is_empty() && is_not_older(record.version, wanted.version) {
+            let told = elsewhere
+                && !rlocs.is_empty()
+                && wanted.withdrawn_at.is_none()
+                && is_not_older(record.version, wanted.version);
+            if told {
+                if let Some(n) = n {
+                    wanted.slots[n].elsewhere = true;
+                }
                 let ((iid, prefix), version) = (key, record.version);
                 out.push(Output::MovedAway { iid, prefix, rlocs, version });
             }
@@ -702,5 +746,10 @@ impl Room {
             self.records -= 1;
         }
         fits
+    }
+
+    /// All of them, or, as far as it matters, none.
+    fn take_all(&mut self, keys: &[(Key, u64)], wanted: &BTreeMap<Key, Wanted>) -> bool {
+        keys.iter().all(|(key, _)| self.take(*key, &wanted[key].rlocs))
     }
 }

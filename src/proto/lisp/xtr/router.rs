@@ -98,7 +98,7 @@ impl Xtr {
                 if itr.handle_notify(from, notify, raw, now, out)
                     && let Some(etr) = etr
                 {
-                    etr.registrar.tell_moved_away(notify, out);
+                    etr.registrar.handle_publication(notify, out);
                 }
             }
             (Some(etr), _) => etr.registrar.handle_notify(from.ip(), notify, raw, now, out),

@@ -2,5 +2,8 @@
 //! signed and decoded on its way, as on a wire.
 
 mod lab;
+mod publish;
+mod refuse;
 mod register;
 mod reply;
+mod size;

@@ -155,6 +155,11 @@ fn other_kinds_of_eid_are_refused() {
     lab.register(&mut etr, &[first.clone(), EidRecord { eid: key, ..first }]);
     assert_eq!(lab.refusals(), [Refusal::EidKind]);
     assert_eq!(lab.server.sizes().eids, 1);
+    // 32 bits on the wire, 24 of them mean something.
+    let beyond = record(InstanceId(1 << 24), "172.16.2.0/24", &["192.0.2.1"]);
+    lab.register(&mut etr, &[record(ZERO, NET, &["192.0.2.1"]), beyond]);
+    assert_eq!(lab.refusals(), [Refusal::EidKind]);
+    assert_eq!(lab.server.sizes().eids, 1);
 }
 
 /// RFC 9301 §5.6, a; RFC 8378: the locators of the xTRs of a site, while each registers them.

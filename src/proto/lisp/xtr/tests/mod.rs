@@ -8,3 +8,4 @@ mod probe;
 mod push;
 mod query;
 mod registration;
+mod storm;

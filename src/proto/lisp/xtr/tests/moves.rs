@@ -12,7 +12,7 @@ use crate::types::lisp::{EncapChange, EntryAction, GroupId, GroupPath, MapVersio
 use crate::wire::lisp::Message;
 
 /// As the hall carries it.
-fn carry(out: &[Output], ingress: &mut Ingress) -> Vec<EncapChange> {
+pub fn carry(out: &[Output], ingress: &mut Ingress) -> Vec<EncapChange> {
     let mut changes = Vec::new();
     for output in out {
         match output {

@@ -320,11 +320,27 @@ fn an_unsolicited_map_notify_tells_that_a_node_has_moved_away() {
     let here = vec![record("10.0.0.1/32", &rlocs(&[ANCHOR]), 9, 10)];
     assert_eq!(hear(1002, here), (vec![1002], 0), "our own");
     assert_eq!(registrar.counts().notify_replayed, 1);
-    let (message, raw) = notify(2000, elsewhere(8), &site);
-    let mut out = Vec::new();
-    registrar.handle_notify(addr("203.0.113.5"), &message, &raw, at(1), &mut out);
-    assert!(out.is_empty());
+    // From another address of the server: its key says who it is. From anybody else: nothing.
+    for (keys, away) in [(site, 1), (keys("of somebody else"), 0)] {
+        let (message, raw) = notify(2000 + away, elsewhere(8), &keys);
+        let mut out = Vec::new();
+        registrar.handle_notify(addr("203.0.113.5"), &message, &raw, at(1), &mut out);
+        let told = out.iter().filter(|o| matches!(o, Output::MovedAway { .. })).count();
+        assert_eq!(told as u64, away);
+    }
     assert_eq!(registrar.counts().notify_unknown_server, 1);
+    // The server knows better than we: it is told nothing, and we forget.
+    registrar.withdraw(IID, host(1), at(2));
+    assert!(registers(&run(&mut registrar, at(2))).is_empty());
+    assert!(registrar.is_empty());
+}
+
+#[test]
+fn without_a_server_nothing_is_kept_that_is_withdrawn() {
+    let mut registrar = Registrar::new(config(&[], 1), Nonces::new([1; 32]));
+    set(&mut registrar, host(1), 5);
+    registrar.withdraw(IID, host(1), at(0));
+    assert!(registrar.is_empty());
 }
 
 #[test]
