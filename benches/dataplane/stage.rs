@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use killick::dataplane::ebpf::{Attached, Ebpf, Hook, Options, Role, Sizes};
 use killick::dataplane::encap::Encapsulator as _;
+use killick::dataplane::encap::gpe::{self, Gpe};
 use killick::types::lisp::{EncapChange, EntryAction, GroupId, GroupPath, InstanceId};
 use killick::types::{Locator, Prefix};
 
@@ -308,16 +309,20 @@ fn links(number: u8) -> Result<()> {
     sh(&script)
 }
 
-/// As killick's kernel back end does it: one nexthop object that encapsulates.
+/// killick's kernel back end, with all that it puts on the way of a packet: routing rules, a table of
+/// its own, a group of one locator, and the guard in nftables.
 fn gpe(namespace: &str) -> Result<()> {
-    sh(&format!(
-        "ip -n {namespace} link add vx0 type vxlan dstport 4341 gpe external \
-             udp6zerocsumtx udp6zerocsumrx
-         ip -n {namespace} link set vx0 mtu 1464 up
-         ip -n {namespace} nexthop add id 100 encap ip id {} dst 10.1.0.2 dev vx0
-         ip -n {namespace} route add 10.9.0.0/32 nhid 100",
-        IID.0
-    ))
+    enter(namespace)?;
+    let local = "10.1.0.1".parse()?;
+    let mut gpe = Gpe::open(gpe::Options { ipv4: Some(local), iid: IID, ..Default::default() })?;
+    let (group, remote) = (GroupId(0), "10.1.0.2".parse()?);
+    let path = GroupPath::Encap { members: vec![(remote, 1)], iid: IID };
+    let prefix = Prefix::host("10.9.0.0".parse()?);
+    let entry = EncapChange::SetEntry { prefix, action: EntryAction::Group(group) };
+    let mut results = Vec::new();
+    gpe.apply(&[EncapChange::SetGroup { group, path }, entry], &mut results);
+    // It stays in the kernel.
+    results.into_iter().collect::<std::result::Result<(), _>>().map_err(Into::into)
 }
 
 fn address(at: u32) -> std::net::Ipv4Addr {
