@@ -336,12 +336,12 @@ fn routes(namespace: &str, count: u32) -> Result<()> {
     done
 }
 
-fn open(number: u8, node: &str, local: &Locator) -> Result<Ebpf> {
+fn open(number: u8, node: &str, local: Locator) -> Result<Ebpf> {
     // On the private /run/netns, so that it ends with the process.
     let pin = PathBuf::from(format!("/run/netns/bpf-{node}{number}"));
     Ok(Ebpf::open(Options {
         pin,
-        local: local.clone(),
+        local,
         iid: Some(IID),
         mtu_bytes: 1500,
         sizes: Sizes { hosts: 1 << 18, ..Sizes::default() },
@@ -366,7 +366,7 @@ fn apply(ebpf: &mut Ebpf, changes: &[EncapChange]) -> Result<()> {
 }
 
 fn ingress(kind: Kind, number: u8) -> Result<Ebpf> {
-    let mut ebpf = open(number, "i", &locator(1))?;
+    let mut ebpf = open(number, "i", locator(1))?;
     let group = GroupId(0);
     let to = if kind.is_v6() { "2001:db8:1::2".parse()? } else { [10, 1, 0, 2].into() };
     let path = GroupPath::Encap { members: vec![(to, 1)], iid: IID };
@@ -391,7 +391,7 @@ fn ingress(kind: Kind, number: u8) -> Result<Ebpf> {
 }
 
 fn egress(number: u8) -> Result<Ebpf> {
-    let mut ebpf = open(number, "e", &locator(2))?;
+    let mut ebpf = open(number, "e", locator(2))?;
     apply(&mut ebpf, &[EncapChange::AllowDecap { prefix: "10.9.0.0/16".parse()? }])?;
     enter(&format!("e{number}"))?;
     ebpf.attach("e1", Role::Underlay, Hook::Tc)?;
