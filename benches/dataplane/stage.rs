@@ -403,8 +403,7 @@ fn config(kind: Kind, number: u8) -> Config {
     header[..6].copy_from_slice(&mac(number, "i0"));
     header[6..12].copy_from_slice(&mac(number, "s0"));
     let [port, lisp] = PORTS;
-    let udp: &mut [u8];
-    if kind.is_v6() {
+    let udp = if kind.is_v6() {
         header[12..14].copy_from_slice(&[0x86, 0xdd]);
         let len = u8::try_from(FRAME_LEN - 14 - 40).expect("10");
         header[14..22].copy_from_slice(&[0x60, 0, 0, 0, 0, len, 17, 64]);
@@ -412,14 +411,14 @@ fn config(kind: Kind, number: u8) -> Config {
         let to: std::net::Ipv6Addr = [0x2001, 0xdb8, 9, 0, 0, 0, 0, 0].into();
         header[22..38].copy_from_slice(&from.octets());
         header[38..54].copy_from_slice(&to.octets());
-        udp = &mut header[54..];
+        &mut header[54..]
     } else {
         header[12..14].copy_from_slice(&[8, 0]);
         let len = u8::try_from(FRAME_LEN - 14).expect("50");
         header[14..24].copy_from_slice(&[0x45, 0, 0, len, 0, 0, 0, 0, 64, 17]);
         header[26..30].copy_from_slice(&[10, 8, 0, 1]);
-        udp = &mut header[34..];
-    }
+        &mut header[34..]
+    };
     let len = u16::try_from(udp.len()).expect("short");
     udp[..2].copy_from_slice(&5000_u16.to_be_bytes());
     udp[2..4].copy_from_slice(&port.to_be_bytes());

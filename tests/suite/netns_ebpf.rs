@@ -976,7 +976,7 @@ fn a_stream_arrives_whole() {
                 let listener = inside(&lab.name("m"), || TcpListener::bind((ip(node), 0)).unwrap());
                 let to = listener.local_addr().unwrap();
                 let sender = lab.name("s");
-                let sent: Vec<u8> = (0..LEN).map(|at| (at * 31 >> 7) as u8).collect();
+                let sent: Vec<u8> = (0..LEN).map(|at| ((at * 31) >> 7) as u8).collect();
                 let whole = sent.clone();
                 let thread = std::thread::spawn(move || {
                     let mut stream = inside(&sender, || TcpStream::connect(to).unwrap());
