@@ -5,6 +5,7 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use killick::dataplane::ebpf::{Attached, Ebpf, Hook, Options, Role, Sizes};
 use killick::dataplane::encap::Encapsulator as _;
@@ -100,6 +101,15 @@ impl Kind {
             Self::TcBoth => Some(Self::PlainBoth),
             Self::Tc6 => Some(Self::Plain6),
             Self::Plain | Self::Plain100k | Self::PlainBoth | Self::Plain6 => None,
+        }
+    }
+
+    /// Another one, for whoever wants to know.
+    pub const fn other_peer(self) -> Option<Self> {
+        match self {
+            Self::Xdp => Some(Self::PlainWire),
+            Self::Xdp100k => Some(Self::PlainWire100k),
+            _ => None,
         }
     }
 
@@ -244,7 +254,7 @@ impl Stage {
         let meter = Meter::start(self.deferred);
         self.bench.inject(self.ifindex, packets)?;
         let (wall, cpu) = meter.stop();
-        let each = |time: std::time::Duration| time.as_secs_f64() * 1e9 / f64::from(packets);
+        let each = |time: Duration| time.as_secs_f64() * 1e9 / f64::from(packets);
         Ok(Measured {
             wall_ns: each(wall),
             cpu_ns: each(cpu),
@@ -388,6 +398,56 @@ fn ingress(kind: Kind, number: u8) -> Result<Ebpf> {
         return Err("XDP is not native here".into());
     }
     Ok(ebpf)
+}
+
+/// What it takes to tell the programs.
+pub struct Telling {
+    /// Entries per second, all new.
+    pub installs_per_s: f64,
+    /// Of each call, sorted.
+    pub moves: Vec<Duration>,
+    pub group_moves: Vec<Duration>,
+}
+
+/// Changes of entries and of a group that all of them are in.
+pub fn tell(number: u8, entries: u32) -> Result<Telling> {
+    let mut ebpf = open(number, "t", locator(1))?;
+    let path = |at: u8| GroupPath::Encap { members: vec![([10, 1, 0, at].into(), 1)], iid: IID };
+    let groups = [GroupId(0), GroupId(1)];
+    for group in groups {
+        apply(&mut ebpf, &[EncapChange::SetGroup { group, path: path(2) }])?;
+    }
+    let set = |at: u32, group: GroupId| EncapChange::SetEntry {
+        prefix: Prefix::host(address(at).into()),
+        action: EntryAction::Group(group),
+    };
+    let changes: Vec<_> = (0..entries).map(|at| set(at, groups[0])).collect();
+    let begin = Instant::now();
+    apply(&mut ebpf, &changes)?;
+    let installs_per_s = f64::from(entries) / begin.elapsed().as_secs_f64();
+
+    let mut results = Vec::with_capacity(1);
+    let mut time = |change: EncapChange| -> Result<Duration> {
+        results.clear();
+        let begin = Instant::now();
+        ebpf.apply(std::slice::from_ref(&change), &mut results);
+        let taken = begin.elapsed();
+        results.drain(..).collect::<std::result::Result<Vec<_>, _>>()?;
+        Ok(taken)
+    };
+    // In an order that no cache likes.
+    let scattered = |n: u32| n.wrapping_mul(0x9e37_79b1) % entries;
+    let mut moves =
+        (0..20_000).map(|n| time(set(scattered(n), groups[1]))).collect::<Result<Vec<_>>>()?;
+    let mut group_moves = (0..2_000_u32)
+        .map(|n| {
+            let path = path(if n % 2 == 0 { 3 } else { 4 });
+            time(EncapChange::SetGroup { group: groups[1], path })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    moves.sort();
+    group_moves.sort();
+    Ok(Telling { installs_per_s, moves, group_moves })
 }
 
 fn egress(number: u8) -> Result<Ebpf> {

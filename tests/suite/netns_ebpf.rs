@@ -567,6 +567,30 @@ fn xdp_forwards_what_tc_forwards() {
     too_big(&lab);
 }
 
+/// By the driver where it can, else by the kernel before everything else, else refused with words.
+#[test]
+fn xdp_takes_what_an_interface_has() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut i) = lab.open("i") else { return };
+    lab.ip("i", "link add mv0 link u2 type macvlan");
+    assert_eq!(lab.attach("i", &mut i, "i0", Role::Inside, Hook::Xdp), Attached::XdpNative);
+    for _ in 0..2 {
+        assert_eq!(lab.attach("i", &mut i, "mv0", Role::Inside, Hook::Xdp), Attached::XdpGeneric);
+    }
+    assert!(lab.ip("i", "link show mv0").contains("xdpgeneric"));
+    for (link, role, says) in
+        [("none0", Role::Inside, "no interface"), ("punt", Role::Punt, "Ethernet")]
+    {
+        let refused = inside(&lab.name("i"), || i.attach(link, role, Hook::Xdp)).unwrap_err();
+        assert!(refused.to_string().contains(says), "{refused}");
+    }
+    // The operator's word changes: tc takes the place.
+    for link in ["i0", "mv0"] {
+        assert_eq!(lab.attach("i", &mut i, link, Role::Inside, Hook::Tc), Attached::Tc);
+        assert!(!lab.ip("i", &format!("link show {link}")).contains("xdp"));
+    }
+}
+
 /// Destinations that FE_E was not told about are not let out of a tunnel (R_EC).
 #[test]
 fn what_is_not_allowed_is_dropped_counted_and_told() {
