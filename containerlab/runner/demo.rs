@@ -15,7 +15,7 @@ use super::daemon::killick_program;
 use super::kernel::KernelWatch;
 use super::lab::{Lab, wait_until};
 use super::namespace;
-use super::scene::{CORRESPONDENT, Scene};
+use super::scene::Scene;
 use super::signals;
 use super::topology::Role;
 use super::traffic::{Flows, Plan, Report, Transfer, now_ns};
@@ -42,7 +42,7 @@ pub fn run(name: &str) -> Result<()> {
     let first = scene.anchors.keys().next().ok_or("no anchor")?.clone();
     for host in scene.hosts.keys() {
         // Whoever speaks first is noticed; a host that roams in does.
-        for address in scene.correspondent {
+        for address in scene.correspondent_of(host)?.addresses {
             wait_until(&format!("{host} reaches {address}"), AGREE_LIMIT, || {
                 lab.sh(host, &format!("ping -c 1 -W 1 {address}")).map(Some)
             })?;
@@ -52,12 +52,13 @@ pub fn run(name: &str) -> Result<()> {
 
     let mut plans = Vec::new();
     for (host, known) in &scene.hosts {
-        for (host_address, cn_address) in known.addresses.iter().zip(scene.correspondent) {
+        let correspondent = scene.correspondent_of(host)?;
+        for (host_address, cn_address) in known.addresses.iter().zip(correspondent.addresses) {
             let at = |address: IpAddr, plans: &Vec<Plan<'_>>| {
                 SocketAddr::new(address, FIRST_PORT + plans.len() as u16)
             };
             let here = (lab.namespace(host)?, at(*host_address, &plans));
-            let there = (lab.namespace(CORRESPONDENT)?, at(cn_address, &plans));
+            let there = (lab.namespace(&correspondent.name)?, at(cn_address, &plans));
             plans.push(Plan { from: here, to: there });
             let here = (here.0, at(*host_address, &plans));
             let there = (there.0, at(cn_address, &plans));
@@ -66,17 +67,16 @@ pub fn run(name: &str) -> Result<()> {
     }
     let flows = Flows::start(&plans, PACE)?;
     let (tcp_host, known) = scene.hosts.iter().next().ok_or("no host")?;
+    let source = scene.correspondent_of(tcp_host)?;
     let transfer = Transfer::start(&Plan {
-        from: (
-            lab.namespace(CORRESPONDENT)?,
-            SocketAddr::new(scene.correspondent[0], TRANSFER_PORT),
-        ),
+        from: (lab.namespace(&source.name)?, SocketAddr::new(source.addresses[0], TRANSFER_PORT)),
         to: (lab.namespace(tcp_host)?, SocketAddr::new(known.addresses[0], TRANSFER_PORT)),
     })?;
     println!(
-        "{} UDP flows at {} ms, and a TCP transfer from {CORRESPONDENT} to {tcp_host}\n",
+        "{} UDP flows at {} ms, and a TCP transfer from {} to {tcp_host}\n",
         plans.len(),
-        PACE.as_millis()
+        PACE.as_millis(),
+        source.name
     );
 
     let control = watch_from(now_ns());
@@ -156,6 +156,11 @@ fn one_move(
         dissenters = scene.dissenters(lab, host, to);
         Ok(dissenters.is_empty().then(now_ns))
     });
+    let mut itr_dissenters = Vec::new();
+    let itrs_agreed = wait_until("the ingress routers agree", AGREE_LIMIT, || {
+        itr_dissenters = scene.itr_dissenters(lab, host, to);
+        Ok(itr_dissenters.is_empty().then_some(()))
+    });
     let window = watch_from(start);
 
     let reports: Vec<Report> = (0..FLOWS_PER_HOST)
@@ -192,11 +197,15 @@ fn one_move(
             .collect();
         println!("  {address} in the routers' kernels after the sighting: {}", told.join(", "));
     }
+    if let Err(e) = &itrs_agreed {
+        println!("  THE INGRESS ROUTERS DO NOT AGREE: {e}: {itr_dissenters:?}");
+    }
     println!("  the routers before and after ({}):", known.addresses[0]);
     for (before, after) in before.iter().zip(routers_say(lab, scene, known.addresses[0])) {
         println!("    - {before}\n    + {after}");
     }
     match &agreed {
+        Ok(_) if scene.routers.is_empty() => {}
         Ok(at) => {
             println!(
                 "  all routers agree, seen {:.0} ms after the move",
@@ -232,6 +241,8 @@ fn one_move(
             "sighted_to_announced_us": announced,
             "sighted_to_kernel_us": in_kernels(*address),
             "routers_agree": agreed.is_ok(),
+            "itrs_agree": (!scene.itrs.is_empty()).then_some(itrs_agreed.is_ok()),
+            "itrs": scene.itrs.iter().map(|(itr, policy)| format!("{itr}: {policy}")).collect::<Vec<_>>(),
         }));
     }
     Ok(rows)
@@ -296,11 +307,20 @@ fn routers_say(lab: &Lab, scene: &Scene, address: IpAddr) -> Vec<String> {
         };
         Ok(if text.is_empty() { "no route".into() } else { text })
     };
-    scene
+    let mut said: Vec<String> = scene
         .routers
         .iter()
         .map(|router| format!("{router}: {}", say(router).unwrap_or_else(|e| e.to_string())))
-        .collect()
+        .collect();
+    for (itr, policy) in &scene.itrs {
+        let mapping = match super::scene::mapping(lab, itr, address) {
+            Ok(Some(rlocs)) => format!("tunnel to {rlocs:?}"),
+            Ok(None) => "no mapping".to_owned(),
+            Err(e) => e.to_string(),
+        };
+        said.push(format!("{itr} ({policy}): {mapping}"));
+    }
+    said
 }
 
 fn sum(reports: &[Report]) -> Report {

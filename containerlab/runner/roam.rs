@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use super::Result;
 use super::demo::{phases, trace};
 use super::lab::{Lab, wait_until};
-use super::scene::{CORRESPONDENT, Scene};
+use super::scene::Scene;
 use super::signals;
 use super::traffic::{Flows, Plan};
 
@@ -25,15 +25,16 @@ pub fn run(name: &str, moves: usize) -> Result<()> {
     let scene = Scene::of(&lab)?;
     scene.wait_until_connected(&lab, CONNECTED_LIMIT)?;
     let (host, known) = scene.hosts.iter().next().ok_or("no host")?;
+    let correspondent = scene.correspondent_of(host)?;
     let plans: Vec<Plan<'_>> = known
         .addresses
         .iter()
-        .zip(scene.correspondent)
+        .zip(correspondent.addresses)
         .map(|(here, there)| {
             let at = |address: IpAddr| SocketAddr::new(address, PORT);
             Ok(Plan {
                 from: (lab.namespace(host)?, at(*here)),
-                to: (lab.namespace(CORRESPONDENT)?, at(there)),
+                to: (lab.namespace(&correspondent.name)?, at(there)),
             })
         })
         .collect::<Result<_>>()?;

@@ -12,19 +12,29 @@ use super::lab::{Lab, wait_until};
 use super::topology::Role;
 
 pub struct Scene {
-    /// `distributed` or `controller`.
+    /// How traffic is steered: `distributed` or `controller` (iBGP), `lisp`, `lisp+distributed`.
     pub mode: &'static str,
     pub anchors: BTreeMap<String, Anchor>,
     pub hosts: BTreeMap<String, Host>,
-    /// Routers whose view counts, by role.
+    /// Routers with BGP, whose view counts, by role.
     pub routers: Vec<String>,
-    /// The correspondent's addresses.
-    pub correspondent: [IpAddr; 2],
+    /// Ingress tunnel routers, whose view counts too: name and policy.
+    pub itrs: Vec<(String, String)>,
+    pub correspondents: Vec<Correspondent>,
 }
 
-/// The next hop of traffic for nodes at this anchor.
+pub struct Correspondent {
+    pub name: String,
+    /// IPv4, then IPv6.
+    pub addresses: [IpAddr; 2],
+}
+
+/// Where traffic for nodes at this anchor goes.
 pub struct Anchor {
+    /// The next hops of host routes.
     pub fe_e: [IpAddr; 2],
+    /// Where tunnels end.
+    pub rlocs: Vec<IpAddr>,
 }
 
 pub struct Host {
@@ -35,33 +45,50 @@ pub struct Host {
     pub ports: BTreeMap<String, String>,
 }
 
-/// The name of the correspondent in every lab.
-pub const CORRESPONDENT: &str = "cn";
-
 impl Scene {
     pub fn of(lab: &Lab) -> Result<Self> {
-        let mut mode = "distributed";
+        let (mut is_controlled, mut has_lisp) = (false, false);
         let mut anchors = BTreeMap::new();
+        let mut itrs = Vec::new();
         for name in lab.with_role(Role::Killick) {
             let path = lab.namespace(name)?.path("/etc/killick/killick.toml");
             let file: toml::Table = std::fs::read_to_string(path)?.parse()?;
-            let mobility = file.get("mobility").ok_or_else(|| format!("{name} has no mobility"))?;
-            if mobility.get("mode").and_then(toml::Value::as_str) == Some("controller") {
-                mode = "controller";
-            }
-            if let Some(fe_e) = mobility.get("fe-e") {
-                let address = |family: &str| -> Result<IpAddr> {
-                    let text = fe_e.get(family).and_then(toml::Value::as_str);
-                    Ok(text.ok_or_else(|| format!("{name} has no FE_E for {family}"))?.parse()?)
-                };
-                let anchor = Anchor { fe_e: [address("ipv4")?, address("ipv6")?] };
-                anchors.insert(name.to_owned(), anchor);
+            let of = |section: &str, key: &str| file.get(section).and_then(|s| s.get(key));
+            has_lisp |= file.contains_key("lisp");
+            is_controlled |=
+                of("mobility", "mode").and_then(toml::Value::as_str) == Some("controller");
+            let locators = |locator: &toml::Value| -> Result<Vec<IpAddr>> {
+                let texts = ["ipv4", "ipv6"].into_iter().filter_map(|family| locator.get(family));
+                texts.map(|text| Ok(text.as_str().unwrap_or_default().parse()?)).collect()
+            };
+            if let Some(fe_e) = of("mobility", "fe-e") {
+                let both: [IpAddr; 2] = locators(fe_e)?
+                    .try_into()
+                    .map_err(|_| format!("{name} has not an FE_E for each family"))?;
+                let rlocs = of("lisp", "rloc").map_or(Ok(both.to_vec()), locators)?;
+                anchors.insert(name.to_owned(), Anchor { fe_e: both, rlocs });
+            } else if let Some(ingress) = of("lisp", "ingress").and_then(|i| i.get(0)) {
+                let policy = ingress.get("policy").and_then(toml::Value::as_str);
+                itrs.push((name.to_owned(), policy.unwrap_or("query").to_owned()));
             }
         }
+        let roams = |name: &str| {
+            lab.topology.links.iter().any(|[left, right]| {
+                [(left, right), (right, left)]
+                    .iter()
+                    .any(|(here, there)| here.node == name && anchors.contains_key(&there.node))
+            })
+        };
         let mut hosts = BTreeMap::new();
-        for name in lab.with_role(Role::Host).filter(|name| *name != CORRESPONDENT) {
-            let (mac, addresses) = addresses(lab, name, "br0")?;
-            hosts.insert(name.to_owned(), Host { mac, addresses, ports: BTreeMap::new() });
+        let mut correspondents = Vec::new();
+        for name in lab.with_role(Role::Host) {
+            if roams(name) {
+                let (mac, addresses) = addresses(lab, name, "br0")?;
+                hosts.insert(name.to_owned(), Host { mac, addresses, ports: BTreeMap::new() });
+            } else {
+                let addresses = addresses(lab, name, "eth1")?.1;
+                correspondents.push(Correspondent { name: name.to_owned(), addresses });
+            }
         }
         for [left, right] in &lab.topology.links {
             for (here, there) in [(left, right), (right, left)] {
@@ -70,13 +97,29 @@ impl Scene {
                 }
             }
         }
-        let routers = [Role::Frr, Role::Bird, Role::Gobgp]
-            .into_iter()
-            .flat_map(|role| lab.with_role(role))
-            .map(str::to_owned)
-            .collect();
-        let correspondent = addresses(lab, CORRESPONDENT, "eth1")?.1;
-        Ok(Self { mode, anchors, hosts, routers, correspondent })
+        let mut routers = Vec::new();
+        for role in [Role::Frr, Role::Bird, Role::Gobgp] {
+            for name in lab.with_role(role) {
+                let has_bgp = role != Role::Frr
+                    || std::fs::read_to_string(lab.namespace(name)?.path("/etc/frr/frr.conf"))?
+                        .contains("router bgp");
+                routers.extend(has_bgp.then(|| name.to_owned()));
+            }
+        }
+        let mode = match (has_lisp, routers.is_empty(), is_controlled) {
+            (true, true, _) => "lisp",
+            (true, false, _) => "lisp+distributed",
+            (false, _, true) => "controller",
+            (false, _, false) => "distributed",
+        };
+        Ok(Self { mode, anchors, hosts, routers, itrs, correspondents })
+    }
+
+    /// Whom a host talks to: they take turns.
+    pub fn correspondent_of(&self, host: &str) -> Result<&Correspondent> {
+        let at = self.hosts.keys().position(|name| name == host).ok_or("no such host")?;
+        let count = self.correspondents.len().max(1);
+        self.correspondents.get(at % count).ok_or_else(|| "the lab has no correspondent".into())
     }
 
     /// Every router has all its BGP sessions, and every killick all its peers.
@@ -92,8 +135,16 @@ impl Scene {
             wait_until(&format!("all peers of {node}"), limit, || {
                 let status = lab.killick_json(node, "status")?;
                 let peers = status["peers"].as_array().ok_or("no peers in the status")?;
-                let all = !peers.is_empty() && peers.iter().all(|peer| peer["state"] == "up");
+                let all = peers.iter().all(|peer| peer["state"] == "up");
                 if all { Ok(Some(())) } else { Err(status["peers"].to_string().into()) }
+            })?;
+        }
+        // An ingress router that is subscribed knows all aggregates; one that asks knows nothing.
+        for (itr, _) in self.itrs.iter().filter(|(_, policy)| policy == "push") {
+            wait_until(&format!("the subscription of {itr}"), limit, || {
+                let cache = lab.killick_json(itr, "lisp map-cache")?;
+                let known = cache["items"].as_array().map_or(0, Vec::len);
+                if known > 0 { Ok(Some(())) } else { Err("its map-cache is empty".into()) }
             })?;
         }
         Ok(())
@@ -123,6 +174,40 @@ impl Scene {
         }
         dissenters
     }
+
+    /// The ingress routers that do not send traffic for the host to `anchor`, and what they do. One
+    /// that asks for what it needs counts when the host talks through it.
+    pub fn itr_dissenters(&self, lab: &Lab, host: &str, anchor: &str) -> Vec<String> {
+        let mut dissenters = Vec::new();
+        let wanted = &self.anchors[anchor].rlocs;
+        for (itr, policy) in &self.itrs {
+            for address in self.hosts[host].addresses {
+                match mapping(lab, itr, address) {
+                    Ok(Some(found)) if found == *wanted => {}
+                    Ok(None) if policy == "query" => {}
+                    Ok(found) => {
+                        dissenters.push(format!("{itr}: {address} to {found:?}, not {wanted:?}"));
+                    }
+                    Err(e) => dissenters.push(format!("{itr}: {address}: {e}")),
+                }
+            }
+        }
+        dissenters
+    }
+}
+
+/// The locators that an ingress router has for an address: its longest match.
+pub fn mapping(lab: &Lab, itr: &str, address: IpAddr) -> Result<Option<Vec<IpAddr>>> {
+    let cache = lab.killick_json(itr, "lisp map-cache")?;
+    let entries = cache["items"].as_array().ok_or("no list of mappings")?;
+    let longest = entries
+        .iter()
+        .filter_map(|entry| Some((covers(entry["eid"].as_str()?, address)?, entry)))
+        .max_by_key(|(length, _)| *length);
+    let Some((_, entry)) = longest else { return Ok(None) };
+    let rlocs = entry["rlocs"].as_array().into_iter().flatten();
+    let addresses = rlocs.filter_map(|rloc| rloc["address"].as_str()?.parse().ok());
+    Ok(Some(addresses.collect()))
 }
 
 /// The BGP next hop that a router uses for an address: its longest match, its best path. For FRR

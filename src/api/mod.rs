@@ -19,6 +19,12 @@
 //! | `PUT /v1/ctx/context` | body [`views::ContextView`] | [`views::AcceptedView`] |
 //! | `GET /v1/fib/routes` | `cursor` `limit` | page of [`views::FibRouteView`] |
 //! | `GET /v1/trace` | `mn` | list of [`views::TraceView`], newest first |
+//! | `GET /v1/lisp/map-cache` | `cursor` `limit` | page of [`lisp_views::MapCacheView`] |
+//! | `GET /v1/lisp/registrations` | `cursor` `limit` | page of [`lisp_views::RegistrationView`] |
+//! | `GET /v1/lisp/subscriptions` | | list of [`lisp_views::SubscriptionView`] |
+//! | `GET /v1/lisp/probes` | | list of [`lisp_views::ProbeView`] |
+//! | `GET /v1/lisp/lookup` | `prefix` (a host) | [`lisp_views::LookupView`] |
+//! | `GET /v1/explain/route` | `prefix` | [`lisp_views::ExplainView`] |
 //! | `GET /v1/events` | | lines of [`views::EventView`] without end |
 //! | `GET /metrics` | | Prometheus text |
 //!
@@ -26,6 +32,7 @@
 
 pub mod client;
 pub mod events;
+pub mod lisp_views;
 pub mod request;
 mod server;
 pub mod socket;

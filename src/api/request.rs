@@ -8,6 +8,9 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use tokio::sync::{mpsc, oneshot};
 
+use super::lisp_views::{
+    ExplainView, LookupView, MapCacheView, ProbeView, RegistrationView, SubscriptionView,
+};
 pub use super::stream::Target;
 use super::views::{
     AcceptedView, ContextView, FibRouteView, NeighborView, Page, RouteDetailView, RouteView,
@@ -63,6 +66,13 @@ pub enum Request {
     FibRoutes(Paging),
     /// The timelines of one node, newest first.
     Trace(MnId),
+    MapCache(Paging),
+    Registrations(Paging),
+    Subscriptions,
+    Probes,
+    /// Asks the mapping system when the answer is not here yet.
+    Lookup(IpAddr),
+    Explain(Prefix),
 }
 
 /// Body of `POST /v1/mobility/attach`.
@@ -105,6 +115,12 @@ pub enum Reply {
     Transfers(Vec<TransferView>),
     FibRoutes(Page<FibRouteView>),
     Trace(Vec<TraceView>),
+    MapCache(Page<MapCacheView>),
+    Registrations(Page<RegistrationView>),
+    Subscriptions(Vec<SubscriptionView>),
+    Probes(Vec<ProbeView>),
+    Lookup(LookupView),
+    Explain(Box<ExplainView>),
 }
 
 /// Why there is no reply. The word goes into the JSON, the number into the status line.

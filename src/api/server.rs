@@ -37,7 +37,7 @@ use super::socket;
 use super::views::{self, Envelope, ErrorEnvelope, ErrorView, Event, EventView, HealthView};
 use crate::config;
 use crate::metrics::{ApiResult, Metrics};
-use crate::types::{Family, MnId};
+use crate::types::{Family, MnId, Prefix};
 
 /// Connections at a time, for each listener; more wait to be accepted.
 const CONNECTIONS_MAX: usize = 64;
@@ -156,6 +156,12 @@ fn api_routes(shared: Shared) -> Router {
         .route("/v1/ctx/context", get(context_get).put(context_put))
         .route("/v1/fib/routes", get(fib_routes))
         .route("/v1/trace", get(trace))
+        .route("/v1/lisp/map-cache", get(map_cache))
+        .route("/v1/lisp/registrations", get(registrations))
+        .route("/v1/lisp/subscriptions", get(|s: State<Shared>| ask(s, Ok(Request::Subscriptions))))
+        .route("/v1/lisp/probes", get(|s: State<Shared>| ask(s, Ok(Request::Probes))))
+        .route("/v1/lisp/lookup", get(lookup))
+        .route("/v1/explain/route", get(explain))
         .route("/v1/events", get(events))
         .route("/metrics", get(metrics))
         .fallback(|| async { refusal(&ApiError::new(ErrorCode::NotFound, "no such resource")) })
@@ -274,6 +280,12 @@ fn show(reply: &Reply) -> Response {
         Reply::Transfers(data) => json("ctx-transfers", data),
         Reply::FibRoutes(data) => json("fib-routes", data),
         Reply::Trace(data) => json("trace", data),
+        Reply::MapCache(data) => json("lisp-map-cache", data),
+        Reply::Registrations(data) => json("lisp-registrations", data),
+        Reply::Subscriptions(data) => json("lisp-subscriptions", data),
+        Reply::Probes(data) => json("lisp-probes", data),
+        Reply::Lookup(data) => json("lisp-lookup", data),
+        Reply::Explain(data) => json("explain-route", data),
     }
 }
 
@@ -339,6 +351,32 @@ async fn fib_routes(shared: State<Shared>, parsed: Parsed) -> Response {
 async fn trace(shared: State<Shared>, parsed: Parsed) -> Response {
     let request = parameters(parsed).and_then(|p| p.mn()).map(Request::Trace);
     ask(shared, request).await
+}
+
+async fn map_cache(shared: State<Shared>, parsed: Parsed) -> Response {
+    let request = parameters(parsed).and_then(|p| p.paging()).map(Request::MapCache);
+    ask(shared, request).await
+}
+
+async fn registrations(shared: State<Shared>, parsed: Parsed) -> Response {
+    let request = parameters(parsed).and_then(|p| p.paging()).map(Request::Registrations);
+    ask(shared, request).await
+}
+
+fn one_prefix(parsed: Parsed) -> Result<Prefix, ApiError> {
+    value("prefix", parameters(parsed)?.prefix.as_deref().unwrap_or_default())
+}
+
+async fn lookup(shared: State<Shared>, parsed: Parsed) -> Response {
+    let request = one_prefix(parsed).and_then(|prefix| match prefix.is_host() {
+        true => Ok(Request::Lookup(prefix.addr())),
+        false => Err(ApiError::new(ErrorCode::BadRequest, "`prefix`: one address is looked up")),
+    });
+    ask(shared, request).await
+}
+
+async fn explain(shared: State<Shared>, parsed: Parsed) -> Response {
+    ask(shared, one_prefix(parsed).map(Request::Explain)).await
 }
 
 async fn context_get(shared: State<Shared>, parsed: Parsed) -> Response {

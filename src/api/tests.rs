@@ -176,6 +176,15 @@ fn each_resource_asks_its_question() {
         (format!("/v1/ctx/context?mn={}", in_query("a&b=c")), Request::ContextGet(mn())),
         ("/v1/fib/routes?limit=1".to_owned(), Request::FibRoutes(paging(1))),
         (format!("/v1/trace?mn={}", in_query("a&b=c")), Request::Trace(mn())),
+        ("/v1/lisp/map-cache?limit=1".to_owned(), Request::MapCache(paging(1))),
+        ("/v1/lisp/registrations?limit=1".to_owned(), Request::Registrations(paging(1))),
+        ("/v1/lisp/subscriptions".to_owned(), Request::Subscriptions),
+        ("/v1/lisp/probes".to_owned(), Request::Probes),
+        (
+            "/v1/lisp/lookup?prefix=10.0.0.1".to_owned(),
+            Request::Lookup("10.0.0.1".parse().unwrap()),
+        ),
+        ("/v1/explain/route?prefix=10.0.0.0/8".to_owned(), Request::Explain(prefix("10.0.0.0/8"))),
     ];
     for (resource, request) in rows {
         assert_eq!(refused(&fixture, &resource).0, "not-found", "{resource}");
@@ -201,6 +210,7 @@ fn each_resource_asks_its_question() {
         ("/v1/bgp/routes?colour=red", "unknown field `colour`"),
         ("/v1/bgp/routes?within=10.0.0.1/8", "bits are set past"),
         ("/v1/bgp/route?prefix=x", "not an IP prefix"),
+        ("/v1/lisp/lookup?prefix=10.0.0.0/8", "one address is looked up"),
         ("/v1/mobility/session", "either `mn` or `prefix`"),
         ("/v1/mobility/session?mn=a&prefix=10.0.0.1", "either `mn` or `prefix`"),
         ("/v1/mobility/session?mn=%20", "printable ASCII"),
@@ -216,7 +226,7 @@ fn each_resource_asks_its_question() {
     assert!(post("/v1/mobility/attach", r#"{"mn":"x","speed":1}"#).contains("unknown field"));
     assert!(asked.try_recv().is_err(), "a bad question was passed on");
     let text = fixture.metrics.text();
-    assert!(text.contains("killick_api_requests_total{result=\"error\"} 25"), "{text}");
+    assert!(text.contains("killick_api_requests_total{result=\"error\"} 32"), "{text}");
 }
 
 #[test]

@@ -1,2 +1,10 @@
 //! Keys and what they prove: message authentication of LISP, and what has been seen before.
 //! Pure functions and small tables.
+
+mod lisp;
+mod otk;
+mod secret;
+
+pub use lisp::{Algorithm, AuthError, DigestLen, KeyChain, LispKey};
+pub use otk::{Otk, OtkHmac, OtkKdf, OtkWrap};
+pub use secret::Secret;

@@ -74,6 +74,12 @@ pub enum Ask {
     /// Context transfer between anchors
     #[command(subcommand)]
     Ctx(Ctx),
+    /// The mapping service
+    #[command(subcommand)]
+    Lisp(Lisp),
+    /// Why something is as it is
+    #[command(subcommand)]
+    Explain(Explain),
     /// Entries in the kernel
     #[command(subcommand)]
     Fib(Fib),
@@ -217,6 +223,26 @@ pub enum Ctx {
         /// As `ctx get` printed it [default: standard input]
         file: Option<PathBuf>,
     },
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Lisp {
+    /// What this ingress router knows
+    MapCache(Listing),
+    /// What is registered here (map-server), or by us (anchor)
+    Registrations(Listing),
+    /// Who is subscribed here, and to what we are subscribed
+    Subscriptions,
+    /// What the mapping system answers for an address
+    Lookup { eid: IpAddr },
+    /// Whether locators in use answer
+    Probe,
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Explain {
+    /// Which back end leads where for a prefix, by which binding, and why
+    Route { prefix: Prefix },
 }
 
 #[derive(Debug, Subcommand)]

@@ -16,12 +16,16 @@ use clap::Parser;
 use hyper::Method;
 use serde::de::DeserializeOwned;
 
-use args::{Ask, AttachArgs, Bgp, Cli, Command, ConfigArgs, Ctx, FeE, Fib, Mobility, Output, Tls};
+use args::{
+    Ask, AttachArgs, Bgp, Cli, Command, ConfigArgs, Ctx, Explain, FeE, Fib, Lisp, Mobility, Output,
+    Tls,
+};
 use show::Pages;
 use table::Table;
 
 use crate::api::Target;
 use crate::api::client::{Client, ClientError, in_query};
+use crate::api::lisp_views::LookupView;
 use crate::api::request::{Attach, Move, PAGE_LEN_MAX};
 use crate::api::views::{ContextView, Envelope, HealthView, Page, StatusView};
 use crate::config;
@@ -29,6 +33,9 @@ use crate::types::{Family, Locator};
 
 const ERROR: u8 = 1;
 const NOT_READY: u8 = 3;
+/// How often `lisp lookup` asks whether the mapping system has answered, and how long between.
+const LOOKUP_TRIES: u32 = 30;
+const LOOKUP_PAUSE: Duration = Duration::from_millis(100);
 
 /// Why a command ended early.
 enum Failure {
@@ -222,7 +229,7 @@ impl<W: Write> Asker<W> {
                 self.table("/v1/ctx/transfers", |view: Vec<_>| show::transfers(&view)).await
             }
             Ask::Ctx(Ctx::Get { mn }) => {
-                let resource = format!("/v1/ctx/context?mn={}", in_query(mn.as_str()));
+                let resource = format!("/v1/ctx/context?mn={}", in_query(&mn.as_str()));
                 // For people it is what `ctx put` takes; there is no better table.
                 self.show(&resource, |view: ContextView| {
                     let text = serde_json::to_string_pretty(&view);
@@ -239,8 +246,29 @@ impl<W: Write> Asker<W> {
                 let resources = ["/v1/fib/routes".to_owned()];
                 self.pages(&resources, listing.limit, |items: &[_]| show::fib_routes(items)).await
             }
+            Ask::Lisp(Lisp::MapCache(listing)) => {
+                let resources = ["/v1/lisp/map-cache".to_owned()];
+                self.pages(&resources, listing.limit, |items: &[_]| show::map_cache(items)).await
+            }
+            Ask::Lisp(Lisp::Registrations(listing)) => {
+                let resources = ["/v1/lisp/registrations".to_owned()];
+                self.pages(&resources, listing.limit, |items: &[_]| show::registrations(items))
+                    .await
+            }
+            Ask::Lisp(Lisp::Subscriptions) => {
+                let resource = "/v1/lisp/subscriptions";
+                self.table(resource, |view: Vec<_>| show::subscriptions(&view)).await
+            }
+            Ask::Lisp(Lisp::Probe) => {
+                self.table("/v1/lisp/probes", |view: Vec<_>| show::probes(&view)).await
+            }
+            Ask::Lisp(Lisp::Lookup { eid }) => self.lookup(*eid).await,
+            Ask::Explain(Explain::Route { prefix }) => {
+                let resource = format!("/v1/explain/route?prefix={prefix}");
+                self.show(&resource, |view| show::explain(&view)).await
+            }
             Ask::Trace { mn, all } => {
-                let resource = format!("/v1/trace?mn={}", in_query(mn.as_str()));
+                let resource = format!("/v1/trace?mn={}", in_query(&mn.as_str()));
                 self.show(&resource, |view: Vec<_>| show::traces(&view, *all)).await
             }
             Ask::Monitor => self.monitor().await,
@@ -317,6 +345,21 @@ impl<W: Write> Asker<W> {
         Ok(())
     }
 
+    /// The first answer of an ingress router is that it has asked.
+    async fn lookup(&mut self, eid: std::net::IpAddr) -> Done {
+        let resource = format!("/v1/lisp/lookup?prefix={eid}");
+        let mut octets = self.client.get(&resource).await?;
+        for _ in 0..LOOKUP_TRIES {
+            let view: LookupView = open(&octets)?;
+            if view.source != "asked" {
+                break;
+            }
+            tokio::time::sleep(LOOKUP_PAUSE).await;
+            octets = self.client.get(&resource).await?;
+        }
+        self.answer(&octets, |view| show::lookup(&view))
+    }
+
     async fn monitor(&mut self) -> Done {
         let mut lines = self.client.lines("/v1/events").await?;
         while let Some(piece) = lines.next().await {
@@ -385,7 +428,7 @@ fn open<T: DeserializeOwned>(octets: &[u8]) -> Result<T, Failure> {
 
 fn query(node: &Target) -> String {
     match node {
-        Target::Mn(mn) => format!("mn={}", in_query(mn.as_str())),
+        Target::Mn(mn) => format!("mn={}", in_query(&mn.as_str())),
         Target::Prefix(prefix) => format!("prefix={prefix}"),
     }
 }

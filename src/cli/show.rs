@@ -1,6 +1,9 @@
 //! Answers of the API as tables.
 
 use super::table::{Table, age, milliseconds};
+use crate::api::lisp_views::{
+    ExplainView, LookupView, MapCacheView, ProbeView, RegistrationView, RlocView, SubscriptionView,
+};
 use crate::api::views::{
     AcceptedView, FibRouteView, NeighborView, RouteDetailView, RouteView, SessionView, StatusView,
     StepView, TraceView, TransferView,
@@ -243,6 +246,130 @@ pub fn fib_routes(view: &[FibRouteView]) -> Table {
         ]);
     }
     table
+}
+
+/// One locator; what is usual is not said.
+fn rloc(rloc: &RlocView) -> String {
+    let RlocView { address, priority, weight, state } = rloc;
+    let down = if state == "down" { " down" } else { "" };
+    format!("{address} {priority}/{weight}{down}")
+}
+
+fn rlocs(all: &[RlocView], action: Option<&String>) -> String {
+    match (all, action) {
+        ([], Some(action)) => format!("({action})"),
+        (all, _) => all.iter().map(rloc).collect::<Vec<_>>().join(", "),
+    }
+}
+
+fn version(version: u16) -> String {
+    if version == 0 { String::new() } else { version.to_string() }
+}
+
+pub fn map_cache(view: &[MapCacheView]) -> Table {
+    let heads = [">iid", "eid", "rlocs (priority/weight)", "origin", ">version", ">ttl", "used"];
+    let mut table = Table::new(&[&heads[..], &[">packets", ">octets"]].concat());
+    for m in view {
+        table.row(vec![
+            m.instance_id.to_string(),
+            m.eid.to_string(),
+            rlocs(&m.rlocs, m.action.as_ref()),
+            m.origin.clone(),
+            version(m.version),
+            age(m.ttl_s),
+            if m.used { "yes" } else { "no" }.to_owned(),
+            text(m.packets),
+            text(m.octets),
+        ]);
+    }
+    table
+}
+
+pub fn registrations(view: &[RegistrationView]) -> Table {
+    let heads = [">iid", "eid", "rlocs (priority/weight)", "state", "with", "anchor"];
+    let mut table = Table::new(&[&heads[..], &[">generation", ">version", ">left"]].concat());
+    for r in view {
+        table.row(vec![
+            r.instance_id.to_string(),
+            r.eid.to_string(),
+            rlocs(&r.rlocs, None),
+            r.state.clone(),
+            text(r.with.as_ref()),
+            text(r.anchor),
+            text(r.generation),
+            version(r.version),
+            age(r.left_s),
+        ]);
+    }
+    table
+}
+
+pub fn subscriptions(view: &[SubscriptionView]) -> Table {
+    let heads = ["role", ">iid", "eid", "with", "rlocs", "state", ">outstanding"];
+    let mut table = Table::new(&heads);
+    for s in view {
+        table.row(vec![
+            s.role.clone(),
+            s.instance_id.to_string(),
+            s.eid.to_string(),
+            s.with.clone(),
+            s.rlocs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
+            s.state.clone(),
+            s.outstanding.to_string(),
+        ]);
+    }
+    table
+}
+
+pub fn probes(view: &[ProbeView]) -> Table {
+    let mut table = Table::new(&["rloc", "state", ">rtt ms", ">unanswered", ">mappings"]);
+    for p in view {
+        table.row(vec![
+            p.rloc.to_string(),
+            p.state.clone(),
+            p.rtt_us.map(milliseconds).unwrap_or_default(),
+            p.unanswered.to_string(),
+            p.mappings.to_string(),
+        ]);
+    }
+    table
+}
+
+pub fn lookup(view: &LookupView) -> String {
+    let answer = match (&view.prefix, view.source.as_str()) {
+        (_, "asked") => "no answer from the mapping system".to_owned(),
+        (None, _) => "nothing is registered".to_owned(),
+        (Some(prefix), _) => {
+            let version = match view.version {
+                0 => String::new(),
+                version => format!(", version {version}"),
+            };
+            let rlocs = rlocs(&view.rlocs, view.action.as_ref());
+            format!("{prefix} → {rlocs} ({}{version})", view.source)
+        }
+    };
+    format!("{}: {answer}\n", view.eid)
+}
+
+pub fn explain(view: &ExplainView) -> String {
+    let mut out = String::new();
+    if let Some(binding) = &view.binding {
+        out.push_str(&Pages::default().show(&sessions(std::slice::from_ref(binding))));
+        out.push('\n');
+    }
+    if !view.back_ends.is_empty() {
+        let mut table = Table::new(&["back end", "prefix", "leads to"]);
+        for b in &view.back_ends {
+            table.row(vec![b.name.clone(), b.prefix.to_string(), b.leads_to.clone()]);
+        }
+        out.push_str(&Pages::default().show(&table));
+        out.push('\n');
+    }
+    for sentence in &view.why {
+        out.push_str(sentence);
+        out.push('\n');
+    }
+    out
 }
 
 pub fn traces(view: &[TraceView], all: bool) -> String {

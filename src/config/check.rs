@@ -3,6 +3,7 @@
 
 mod access;
 mod bgp;
+mod lisp;
 mod mobility;
 mod peer;
 
@@ -86,6 +87,7 @@ impl<'d, 't> Checker<'d, 't> {
         let access = self.access(file, &pools);
         let peers = self.peers(file, &pools);
         let tls = self.tls(file);
+        let lisp = self.lisp(file, &pools);
         let api = self.api(file);
         let kernel = self.kernel(file);
         self.ports(
@@ -103,6 +105,7 @@ impl<'d, 't> Checker<'d, 't> {
             access: access?,
             peers: peers?,
             tls: tls?,
+            lisp: lisp?,
             api: api?,
             metrics: file.metrics.listen,
             kernel,
@@ -328,7 +331,9 @@ fn find_anchor(file: &File, text: &str) -> Called {
     let known = || {
         let own = (file.node.name.as_deref(), file.node.anchor_id);
         let peers = file.peer.iter().map(|p| (p.name.as_deref(), p.anchor_id));
-        std::iter::once(own).chain(peers)
+        let server = file.lisp.iter().filter_map(|lisp| lisp.server.as_ref());
+        let sites = server.flat_map(|s| &s.site).map(|s| (s.name.as_deref(), s.anchor_id));
+        std::iter::once(own).chain(peers).chain(sites)
     };
     if let Some((_, id)) = known().find(|(name, _)| *name == Some(text)) {
         return id.map_or(Called::NameOnly, Called::Known);

@@ -5,7 +5,10 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::file::{LogFormat, MaxPrefixAction, Mode, Role};
+use super::file::{
+    Encapsulation, IngressPolicy, LispAlgorithm, LogFormat, MaxPrefixAction, Mode, Role,
+};
+use crate::types::lisp::{InstanceId, SiteId, XtrId};
 use crate::types::{AnchorId, Family, Locator, MacAddr, MnId, Prefix};
 
 pub const BGP_PORT: u16 = 179;
@@ -26,6 +29,7 @@ pub struct Checked {
     pub access: Vec<Access>,
     pub peers: Vec<Peer>,
     pub tls: Option<Tls>,
+    pub lisp: Option<Lisp>,
     pub api: Api,
     /// Where `/metrics`, `/healthz` and `/readyz` are served.
     pub metrics: Option<SocketAddr>,
@@ -217,6 +221,80 @@ pub struct Tls {
     pub certificate: PathBuf,
     pub key: PathBuf,
     pub listen: Vec<SocketAddr>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct Lisp {
+    pub iid: InstanceId,
+    /// Where the control sockets listen.
+    pub listen: Vec<IpAddr>,
+    /// Empty only at a pure map-server.
+    pub rloc: Locator,
+    pub xtr_id: XtrId,
+    pub site_id: SiteId,
+    pub encapsulation: Encapsulation,
+    pub mtu: u32,
+    pub inner_interfaces: Vec<String>,
+    pub outer_interfaces: Vec<String>,
+    /// Not empty when something is asked.
+    pub map_resolvers: Vec<IpAddr>,
+    pub map_servers: Vec<MapServer>,
+    /// No two of one prefix.
+    pub ingress: Vec<Ingress>,
+    /// Zero: never.
+    pub probe_interval: Duration,
+    pub departed_keep: Duration,
+    pub server: Option<LispServer>,
+}
+
+/// A key that is in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LispKey {
+    pub id: u8,
+    /// Not read yet: `check` runs without the rights to.
+    pub file: PathBuf,
+    pub algorithm: LispAlgorithm,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct MapServer {
+    pub address: IpAddr,
+    pub key: LispKey,
+    pub register: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ingress {
+    pub prefix: Prefix,
+    pub policy: IngressPolicy,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct LispServer {
+    /// Whole minutes, at least one.
+    pub record_ttl: Duration,
+    pub allow_sha1: bool,
+    pub sites: Vec<LispSite>,
+    pub subscribers: Vec<LispSubscriber>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct LispSite {
+    pub name: String,
+    pub anchor_id: AnchorId,
+    pub site_id: SiteId,
+    pub key: LispKey,
+    pub prefixes: Vec<Prefix>,
+    pub merge: bool,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct LispSubscriber {
+    pub name: String,
+    pub xtr_id: XtrId,
+    pub key: LispKey,
+    /// Empty: any.
+    pub rlocs: Vec<IpAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -60,6 +60,31 @@ ca = "ca.pem"
 certificate = "a1.pem"
 key = "a1.key"
 
+[lisp]
+mtu = 1500
+rloc = { ipv4 = "192.0.2.1" }
+
+[[lisp.map-server]]
+address = "192.0.2.50"
+key-file = "lisp-key"
+
+[[lisp.ingress]]
+prefix = "10.1.0.0/16"
+policy = "push"
+
+[lisp.server]
+record-ttl = "10m"
+
+[[lisp.server.site]]
+name = "a2"
+anchor-id = "192.0.2.2"
+key-file = "key-a2"
+
+[[lisp.server.subscriber]]
+name = "i1"
+anchor-id = "192.0.2.61"
+key-file = "key-i1"
+
 [api]
 mode = "0660"
 
@@ -131,6 +156,21 @@ const ERRORS: &[Row] = &[
     ("local-as = 65000\n\n[[bgp.neighbor]]", "local-as = 65000\nlisten = []\n\n[[bgp.neighbor]]\npassive = true", "true", "bgp.listen is empty", "let this side connect"),
     ("import = \"pools\"\n", "import = \"pools\"\nhold-time = \"1s\"\n", "\"1s\"", "\"0s\" (never)", ""),
     ("[mobility]\n", "[[bgp.network]]\nprefix = \"10.1.3.0/24\"\n[mobility]\n", "\"10.1.3.0/24\"", "inside the mobility pool", "announce-aggregate"),
+    // LISP.
+    ("mtu = 1500", "instance-id = 16777216", "16777216", "24 bits", ""),
+    ("mtu = 1500", "mtu = 1300", "1300", "no room for packets of 1280", "1336"),
+    ("mtu = 1500", "xtr-id = \"1f\"", "\"1f\"", "32 hexadecimal digits", ""),
+    ("mtu = 1500", "encapsulation = \"vxlan\"", "\"vxlan\"", "unknown word `vxlan`", ""),
+    ("mtu = 1500", "encapsulation = \"ebpf\"", "\"ebpf\"", "needs to know the interfaces", "inner-interfaces"),
+    ("rloc = { ipv4 = \"192.0.2.1\" }", "rloc = { ipv4 = \"0.0.0.0\" }", "rloc", "not the address of a router", ""),
+    ("mtu = 1500", "probe-interval = \"10ms\"", "\"10ms\"", "at least \"1s\"", ""),
+    ("key-file = \"lisp-key\"\n", "", "[[lisp.map-server]]", "`key-file` is missing in [[lisp.map-server]]", ""),
+    ("key-file = \"lisp-key\"\n", "key-file = \"lisp-key\"\n[[lisp.map-server]]\naddress = \"192.0.2.50\"\nkey-file = \"x\"\n", "\"192.0.2.50\"", "configured twice", ""),
+    ("prefix = \"10.1.0.0/16\"\npolicy", "prefix = \"0.0.0.0/0\"\npolicy", "\"0.0.0.0/0\"", "whole address space", ""),
+    ("record-ttl = \"10m\"", "record-ttl = \"90s\"", "\"90s\"", "whole minutes", ""),
+    ("key-file = \"key-a2\"", "key-file = \"key-a2\"\nalgorithm = \"sha1\"", "\"sha1\"", "HMAC-SHA-1-96 is off", "allow-sha1"),
+    ("anchor-id = \"192.0.2.61\"\n", "", "[[lisp.server.subscriber]]", "who may subscribe is not said", "anchor-id"),
+    ("rloc = { ipv4 = \"192.0.2.1\" }\n\n[[lisp.map", "encapsulation = \"gpe\"\ninner-interfaces = [\"a/b\"]\n\n[[lisp.map", "\"a/b\"", "not the name of an interface", ""),
     // Mobility.
     ("mode = \"distributed\"", "mode = \"client\"", "\"client\"", "no peer is one", "role = \"controller\""),
     ("may-claim", "role = \"controller\"\nmay-claim", "\"controller\"", "nobody reports to a controller", ""),
@@ -272,7 +312,7 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_the_file() {
         })
         .collect();
     // 25: the pool's home "a1", which is nobody's name now.
-    assert_eq!(lines, [3, 6, 17, 26, 44, 44, 58], "{faults}");
+    assert_eq!(lines, [3, 6, 17, 26, 44, 44, 83], "{faults}");
     assert!(faults.to_string().ends_with("killick.toml: 7 errors"), "{faults}");
 }
 
@@ -378,6 +418,8 @@ fn the_examples_are_valid() {
         ("anchor.toml", include_str!("../../config/anchor.toml")),
         ("client.toml", include_str!("../../config/client.toml")),
         ("controller.toml", include_str!("../../config/controller.toml")),
+        ("map-server.toml", include_str!("../../config/map-server.toml")),
+        ("ingress.toml", include_str!("../../config/ingress.toml")),
         ("reflector.toml", include_str!("../../config/reflector.toml")),
     ] {
         let checked = check_text(name, text, Path::new(""), &[], false);

@@ -34,6 +34,9 @@ pub struct File {
     /// Certificate, key and listening address for context transfer with the peers.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub tls: Option<TlsSection>,
+    /// The mapping service: map-server, egress and ingress of LISP tunnels. Absent: no LISP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lisp: Option<LispSection>,
     /// The local control sockets.
     pub api: ApiSection,
     /// Prometheus, liveness and readiness over HTTP.
@@ -505,6 +508,200 @@ pub struct TlsSection {
     pub listen: Option<Vec<SocketAddr>>,
 }
 
+/// `[lisp]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LispSection {
+    /// Instance ID of the mobile prefixes, 0 to 16777215. Default: 0.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub instance_id: Option<u32>,
+    /// Addresses of the control sockets (UDP 4342). Default: `["0.0.0.0", "::"]`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub listen: Option<Vec<IpAddr>>,
+    /// Our locators, where tunnels end. Default: `mobility.fe-e`. Required for egress and ingress.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub rloc: Option<Locator>,
+    /// 128-bit identifier of this xTR, 32 hexadecimal digits. Default: made from the anchor id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xtr_id: Option<String>,
+    /// 64-bit identifier of the site. Default: the anchor id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub site_id: Option<u64>,
+    /// What encapsulates: `tun` (user space, RFC 9300, works everywhere), `gpe` (the kernel's
+    /// VXLAN-GPE device, RFC 9305: both ends must use it) or `ebpf` (the kernel, RFC 9300).
+    /// Default: `tun`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub encapsulation: Option<Encapsulation>,
+    /// Largest packet of the underlay, outer headers included. Default: 1500.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub mtu: Option<u32>,
+    /// `ebpf`: interfaces on which packets to encapsulate come in. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub inner_interfaces: Vec<String>,
+    /// `ebpf`: interfaces on which encapsulated packets come in. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub outer_interfaces: Vec<String>,
+    /// Map-resolvers to ask, in order of preference. Default: the map-servers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub map_resolver: Vec<IpAddr>,
+    /// Where what is attached here is registered, and who publishes to us.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub map_server: Vec<MapServerSection>,
+    /// How packets to mobile prefixes enter a tunnel here (FE_I).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub ingress: Vec<IngressSection>,
+    /// Time between two probes of a locator in use (RFC 9301 §7.1); `"0s"` is never.
+    /// Default: `"10s"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub probe_interval: Option<Period>,
+    /// After a node has left, how long its packets are sent on to the new FE_E, and their senders
+    /// told. Default: `"3m"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub departed_keep: Option<Period>,
+    /// The map-server and map-resolver. Absent: this node is none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub server: Option<LispServerSection>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encapsulation {
+    #[default]
+    Tun,
+    Gpe,
+    Ebpf,
+}
+
+/// `[[lisp.map-server]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct MapServerSection {
+    /// Its address. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// Number of the key. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<u8>,
+    /// File whose first line is the key shared with it. The key itself is never written here.
+    /// Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// `sha256` (HMAC-SHA-256-128), `hkdf` (a key per message, RFC 9301 §5.6) or `sha1` (for old
+    /// peers only). Default: `sha256`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<LispAlgorithm>,
+    /// Register what is attached here. Default: true when there is `[mobility]` with an `fe-e`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub register: Option<bool>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LispAlgorithm {
+    #[default]
+    Sha256,
+    Hkdf,
+    Sha1,
+}
+
+/// `[[lisp.ingress]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct IngressSection {
+    /// Packets to it are looked up in the mapping system. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefix: Option<Prefix>,
+    /// `query` (ask at the first packet), `push` (subscribe to the prefix, all moves arrive
+    /// unasked) or `default` (by the other routes, nothing is asked). Default: `query`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub policy: Option<IngressPolicy>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum IngressPolicy {
+    #[default]
+    Query,
+    Push,
+    Default,
+}
+
+/// `[lisp.server]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct LispServerSection {
+    /// TTL of mappings in replies and publications, whole minutes. Default: `"60m"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub record_ttl: Option<Period>,
+    /// Accept HMAC-SHA-1-96. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub allow_sha1: Option<bool>,
+    /// Who may register what.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub site: Vec<SiteSection>,
+    /// Who may subscribe (RFC 9437).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub subscriber: Vec<SubscriberSection>,
+}
+
+/// `[[lisp.server.site]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SiteSection {
+    /// Name for listings. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// The anchor that the site's ETRs are: its claims are weighed like those of any other anchor.
+    /// Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anchor_id: Option<AnchorId>,
+    /// Site-ID of its Map-Registers. Default: the anchor id.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub site_id: Option<u64>,
+    /// Number of the key. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<u8>,
+    /// File whose first line is the key. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// Default: `sha256`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<LispAlgorithm>,
+    /// What it may register, and everything inside. Default: the mobility pools.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefixes: Option<Vec<Prefix>>,
+    /// Merge the locators of its ETRs when they ask for it. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub merge: Option<bool>,
+}
+
+/// `[[lisp.server.subscriber]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SubscriberSection {
+    /// Name for listings. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its xTR-ID, 32 hexadecimal digits. Default: made from `anchor-id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xtr_id: Option<String>,
+    /// A killick's `node.anchor-id`. Required unless there is an `xtr-id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anchor_id: Option<AnchorId>,
+    /// Number of the key. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<u8>,
+    /// File whose first line is the key (PubSubKey). Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// Default: `sha256`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<LispAlgorithm>,
+    /// Locators that its subscriptions may name. Default: any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rlocs: Vec<IpAddr>,
+}
+
 /// `[api]`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -549,11 +746,13 @@ pub struct KernelSection {
 mod tests {
     use super::*;
 
-    const EXAMPLES: [(&str, &str); 5] = [
+    const EXAMPLES: [(&str, &str); 7] = [
         ("killick.toml", include_str!("../../config/killick.toml")),
         ("anchor.toml", include_str!("../../config/anchor.toml")),
         ("client.toml", include_str!("../../config/client.toml")),
         ("controller.toml", include_str!("../../config/controller.toml")),
+        ("map-server.toml", include_str!("../../config/map-server.toml")),
+        ("ingress.toml", include_str!("../../config/ingress.toml")),
         ("reflector.toml", include_str!("../../config/reflector.toml")),
     ];
 

@@ -14,5 +14,7 @@ mod period;
 pub use check::{check_text, load};
 pub use checked::*;
 pub use fault::{Fault, Faults, Place, Severity};
-pub use file::{File, LogFormat, MaxPrefixAction, Mode, Role};
+pub use file::{
+    Encapsulation, File, IngressPolicy, LispAlgorithm, LogFormat, MaxPrefixAction, Mode, Role,
+};
 pub use period::Period;

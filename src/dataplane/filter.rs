@@ -87,10 +87,7 @@ const EMPTY: &str = "table inet killick\ndelete table inet killick\n";
 fn script(access: &BTreeSet<String>) -> Result<String, FilterError> {
     let mut names = String::new();
     for name in access {
-        let harmless = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
-        if name.is_empty() || name.len() > INTERFACE_NAME_MAX || !name.chars().all(harmless) {
-            return Err(FilterError::Name(name.clone()));
-        }
+        check_name(name)?;
         let separator = if names.is_empty() { "" } else { ", " };
         write!(names, "{separator}\"{name}\"").expect("a String takes everything");
     }
@@ -113,7 +110,16 @@ fn script(access: &BTreeSet<String>) -> Result<String, FilterError> {
     ))
 }
 
-fn run(arguments: &[&str], input: &str) -> Result<String, FilterError> {
+/// What stands between quotes in a script cannot end them.
+pub(super) fn check_name(name: &str) -> Result<(), FilterError> {
+    let harmless = |c: char| c.is_ascii_alphanumeric() || "-_.@".contains(c);
+    if name.is_empty() || name.len() > INTERFACE_NAME_MAX || !name.chars().all(harmless) {
+        return Err(FilterError::Name(name.to_owned()));
+    }
+    Ok(())
+}
+
+pub(super) fn run(arguments: &[&str], input: &str) -> Result<String, FilterError> {
     let mut child = Command::new(NFT)
         .args(arguments)
         .stdin(Stdio::piped())

@@ -26,14 +26,18 @@ use tokio::task::{JoinError, JoinHandle};
 use super::access::Access;
 use super::bgp::Connections;
 use super::links::Links;
+use super::lisp::udp::Control;
 use super::monitor::Monitor;
 use super::store::{Record as Stored, Store, StoreError, StoredBinding};
 use crate::api::views::Event as View;
+use crate::dataplane::encap::Encapsulator;
+use crate::dataplane::encap::reconcile::Reconciler;
 use crate::dataplane::{Event, Forwarding};
 use crate::metrics::{Metrics, Waiting};
 use crate::node::{Node, Observation, Output, Record};
 use crate::proto::bgp::rib::PeerId;
 use crate::proto::bgp::speaker;
+use crate::types::lisp::{EncapChange, EncapEvent, XtrId};
 use crate::types::seam::ForwardingChange;
 use crate::types::transfer::Signal;
 use crate::types::{AnchorId, Instant, Lifetime};
@@ -74,6 +78,9 @@ impl Clock {
     }
 }
 
+/// What encapsulates, chosen by configuration, and what it should have.
+pub type Plane = Reconciler<Box<dyn Encapsulator>>;
+
 /// What the routing thread owns.
 pub struct State {
     pub node: Node,
@@ -82,14 +89,23 @@ pub struct State {
     pub connections: Connections,
     pub links: Links,
     pub access: Access,
+    /// The control sockets of the mapping service.
+    pub control: Option<Control>,
+    /// What encapsulates.
+    pub encap: Option<Plane>,
     pub monitor: Monitor,
     /// Addresses of the external world by which people know the anchors.
     pub names: BTreeMap<AnchorId, String>,
+    /// Names of those who may subscribe here.
+    pub subscribers: BTreeMap<XtrId, String>,
     pruned: bool,
     out: Vec<Output>,
     entries: Vec<ForwardingChange>,
     said: Vec<speaker::Output>,
     signals: Vec<(AnchorId, Signal)>,
+    /// Control messages of this turn.
+    messages: Vec<(std::net::SocketAddr, Vec<u8>)>,
+    encap_changes: Vec<EncapChange>,
     sensors: BTreeSet<crate::types::seam::IfIndex>,
 }
 
@@ -120,13 +136,18 @@ impl State {
             connections: Connections::default(),
             links,
             access,
+            control: None,
+            encap: None,
             monitor,
             names,
+            subscribers: BTreeMap::new(),
             pruned: false,
             out: Vec::new(),
             entries: Vec::new(),
             said: Vec::new(),
             signals: Vec::new(),
+            messages: Vec::new(),
+            encap_changes: Vec::new(),
             sensors: BTreeSet::new(),
         }
     }
@@ -190,6 +211,7 @@ impl Core {
                 self.handle_kernel(state, event, self.clock.now(), out);
             }
         }
+        self.apply_encap(state);
         self.commit(state);
         let mut said = std::mem::take(&mut state.said);
         more |= state.node.flush_bgp(&mut said);
@@ -203,6 +225,12 @@ impl Core {
         }
         for (to, signal) in std::mem::take(&mut state.signals) {
             state.links.send(to, signal, now);
+        }
+        if let Some(control) = &mut state.control {
+            for (to, octets) in state.messages.drain(..) {
+                control.queue(to, None, &octets);
+            }
+            control.flush();
         }
         for link in std::mem::take(&mut state.sensors) {
             state.access.refilter(link, &state.node);
@@ -222,6 +250,13 @@ impl Core {
                 state.said.push(output);
             }
             Output::Signal { to, signal } => state.signals.push((to, signal)),
+            Output::Lisp { to, octets } => state.messages.push((to, octets)),
+            Output::Encap(change) => state.encap_changes.push(change),
+            Output::Note(note) => {
+                if let Some(store) = &mut state.store {
+                    store.put_note(note);
+                }
+            }
             Output::Frame { link, octets } => state.access.send(link, &octets),
             Output::LinkNodes { link } => {
                 state.sensors.insert(link);
@@ -233,6 +268,87 @@ impl Core {
                 self.metrics.mobility.session_duration.observe(took.as_secs_f64());
             }
         }
+    }
+
+    /// Entries are in the data plane before anybody is told that they are.
+    fn apply_encap(&self, state: &mut State) {
+        if state.encap_changes.is_empty() {
+            return;
+        }
+        let changes = std::mem::take(&mut state.encap_changes);
+        if let Some(plane) = &mut state.encap {
+            plane.apply(&changes, self.clock.now());
+        }
+    }
+
+    /// A batch of control messages. True when there may be more.
+    pub fn turn_control(self: &Rc<Self>) -> bool {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let Some(mut control) = state.control.take() else { return false };
+        let now = self.clock.now();
+        let mut out = std::mem::take(&mut state.out);
+        let more = control.recv_batch(|from, local, octets| {
+            state.node.handle_lisp(from, local, octets, now, &mut out);
+        });
+        state.control = Some(control);
+        self.follow(state, &mut out, now);
+        state.out = out;
+        more
+    }
+
+    /// What the encapsulating data plane noticed. True when there may be more.
+    pub fn turn_encap(self: &Rc<Self>) -> bool {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let Some(plane) = &mut state.encap else { return false };
+        let mut events = Vec::new();
+        let more = plane.plane_mut().handle_readable(&mut events).unwrap_or_else(|error| {
+            tracing::error!(%error, "the encapsulating data plane cannot be read");
+            false
+        });
+        self.carry_encap(state, events);
+        more
+    }
+
+    fn carry_encap(self: &Rc<Self>, state: &mut State, events: Vec<EncapEvent>) {
+        let now = self.clock.now();
+        let mut out = std::mem::take(&mut state.out);
+        for event in events {
+            state.node.handle_encap_event(event, now, &mut out);
+        }
+        self.follow(state, &mut out, now);
+        state.out = out;
+    }
+
+    fn turn_encap_timeout(self: &Rc<Self>) {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let Some(plane) = &mut state.encap else { return };
+        let now = self.clock.now();
+        if plane.poll_timeout() <= now {
+            let mut events = Vec::new();
+            plane.handle_timeout(now, &mut events);
+            self.carry_encap(state, events);
+        }
+    }
+
+    /// Which of the next entries carried packets; the cursor, `None` at the end.
+    pub fn ask_used(
+        self: &Rc<Self>,
+        after: Option<crate::types::Prefix>,
+        limit: usize,
+    ) -> Option<crate::types::Prefix> {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let plane = state.encap.as_mut()?;
+        let mut prefixes = Vec::new();
+        // A data plane that cannot tell keeps what it has until its TTL ends.
+        let next = plane.plane_mut().used(after, limit, &mut prefixes).ok().flatten();
+        if !prefixes.is_empty() {
+            self.carry_encap(state, vec![EncapEvent::Used { prefixes }]);
+        }
+        next
     }
 
     /// Lets the kernel's side do something, and carries what it says to the node.
@@ -287,6 +403,9 @@ impl Core {
             state.pruned = true;
             if let Some(forwarding) = &mut state.forwarding {
                 forwarding.prune();
+            }
+            if let Some(plane) = &mut state.encap {
+                plane.prune();
             }
             self.metrics.health.done(Waiting::Routes);
             self.metrics.health.done(Waiting::Kernel);
@@ -350,7 +469,8 @@ impl Core {
         let next = state.node.poll_timeout().unwrap_or(Instant::FAR_FUTURE);
         let kernel =
             state.forwarding.as_ref().map_or(Instant::FAR_FUTURE, Forwarding::poll_timeout);
-        let next = next.min(state.links.poll_timeout()).min(kernel);
+        let encap = super::mapping::encap_timeout(state);
+        let next = next.min(state.links.poll_timeout()).min(kernel).min(encap);
         if self.more.get() || next < self.armed.get() {
             self.timer.notify_one();
         }
@@ -379,6 +499,7 @@ impl Core {
             self.state.borrow_mut().links.handle_timeout(now);
             self.carry_links();
             self.turn_kernel(|forwarding, now, events| forwarding.handle_timeout(now, events));
+            self.turn_encap_timeout();
             self.turn(|node, now, out| node.handle_timeout(now, out));
             self.prune();
         }
@@ -387,7 +508,7 @@ impl Core {
     /// Runs for ever: what the kernel has to say by itself.
     pub async fn run_kernel(self: Rc<Self>) {
         let fd = match &self.state.borrow().forwarding {
-            Some(forwarding) => KernelFd(forwarding.as_raw_fd()),
+            Some(forwarding) => BorrowedFd(forwarding.as_raw_fd()),
             None => return,
         };
         // SAFETY: the descriptor belongs to `forwarding`, which the core owns and never replaces;
@@ -465,11 +586,10 @@ impl Core {
     }
 }
 
-/// The descriptor of the kernel's notifications; the forwarding part owns it and lives as long as
-/// the core.
-struct KernelFd(RawFd);
+/// A descriptor that is registered with the runtime and owned by a part of the core.
+pub(super) struct BorrowedFd(pub RawFd);
 
-impl AsRawFd for KernelFd {
+impl AsRawFd for BorrowedFd {
     fn as_raw_fd(&self) -> RawFd {
         self.0
     }

@@ -14,6 +14,9 @@ pub mod bgp;
 pub mod core;
 pub mod gauges;
 pub mod links;
+pub mod lisp;
+pub mod mapping;
+mod mapping_views;
 pub mod monitor;
 pub mod packet;
 pub mod requests;
@@ -89,6 +92,16 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
         let filter = config.access.iter().any(|a| a.uplink_filter);
         forwarding.set_access(setup::access_links(config), filter, now, events);
     });
+    if let Some(lisp) = &config.lisp {
+        let mut state = core.state.borrow_mut();
+        state.control = Some(mapping::open_control(lisp)?);
+        state.encap = mapping::open_encap(config, lisp, clock.now())?;
+        let subscribers = lisp.server.iter().flat_map(|s| &s.subscribers);
+        state.subscribers = subscribers.map(|s| (s.xtr_id, s.name.clone())).collect();
+    }
+    if let Some(lisp) = parts.lisp {
+        core.turn(|node, now, out| node.start_lisp(lisp, now, out));
+    }
     setup::restore(&core, parts.stored);
     metrics.health.done(Waiting::Store);
     for neighbor in parts.neighbors {
@@ -105,6 +118,11 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
     tokio::task::spawn_local(Rc::clone(&core).run_syncs());
     tokio::task::spawn_local(Rc::clone(&core).run_kernel());
     tokio::task::spawn_local(gauges::run(Rc::clone(&core)));
+    tokio::task::spawn_local(mapping::run_control(Rc::clone(&core)));
+    tokio::task::spawn_local(mapping::run_encap(Rc::clone(&core)));
+    if core.state.borrow().encap.is_some() {
+        tokio::task::spawn_local(mapping::run_used(Rc::clone(&core)));
+    }
     let timers = tokio::task::spawn_local(Rc::clone(&core).run_timers());
     tracing::info!(name = %config.node.name, id = %config.node.anchor_id, "killick runs");
     wait_for_end().await?;

@@ -74,6 +74,12 @@ fn view(event: &Event, own: AnchorId, holder: AnchorId) -> Option<View> {
         | Phase::DeliveryUnconfirmed
         | Phase::Announced
         | Phase::AtHome
+        | Phase::Registering
+        | Phase::Registered
+        | Phase::Published
+        | Phase::MappingSet
+        | Phase::MappingGone
+        | Phase::FirstPacket
         | Phase::ConfirmSent
         | Phase::NewerClaim
         | Phase::Reasserted

@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::core::{Clock, Core, State};
-use super::views;
+use super::{mapping_views, views};
 use crate::api::views::{AcceptedView, ContextView, Page};
 use crate::api::{
     ApiError, Attach, Call, ErrorCode, Move, Paging, Reply, Request, RouteFilter, Target,
@@ -53,6 +53,10 @@ impl Core {
             Request::Detach(target) => self.detach(&target),
             Request::Move(request) => self.move_node(&request),
             Request::ContextPut(context) => self.put_context(&context),
+            Request::Lookup(eid) => {
+                let asked = self.turn(|node, now, out| node.look_up(eid, now, out));
+                mapping_views::lookup(&self.state.borrow(), eid, asked).map(Reply::Lookup)
+            }
             question => {
                 let now = self.now();
                 ask(&self.state.borrow(), question, &self.clock, now)
@@ -172,9 +176,24 @@ fn ask(state: &State, request: Request, clock: &Clock, now: Instant) -> Answered
             Ok(Reply::FibRoutes(Page { items, next: next.map(|n| n.to_string()) }))
         }
         Request::Trace(mn) => Ok(Reply::Trace(views::traces(state, &mn, clock))),
-        Request::Attach(_) | Request::Detach(_) | Request::Move(_) | Request::ContextPut(_) => {
-            Err(ApiError::new(ErrorCode::BadRequest, "not a question"))
+        Request::MapCache(paging) => {
+            mapping_views::map_cache(state, &paging, now).map(Reply::MapCache)
         }
+        Request::Registrations(paging) => {
+            mapping_views::registrations(state, &paging, now).map(Reply::Registrations)
+        }
+        Request::Subscriptions => {
+            mapping_views::subscriptions(state, now).map(Reply::Subscriptions)
+        }
+        Request::Probes => mapping_views::probes(state).map(Reply::Probes),
+        Request::Explain(prefix) => {
+            Ok(Reply::Explain(Box::new(mapping_views::explain(state, prefix, now))))
+        }
+        Request::Attach(_)
+        | Request::Detach(_)
+        | Request::Move(_)
+        | Request::ContextPut(_)
+        | Request::Lookup(_) => Err(ApiError::new(ErrorCode::BadRequest, "not a question")),
     }
 }
 

@@ -11,9 +11,9 @@ use super::RunError;
 use super::access::Access;
 use super::core::{Clock, Core};
 use super::links::{self, Links};
-use super::store::{Record, Store, StoredBinding};
+use super::store::{Loaded, Record, Store, StoredBinding};
 use super::tls::{TlsConfig, TlsFiles};
-use super::{bgp, stream, tcp};
+use super::{bgp, mapping, stream, tcp};
 use crate::anchor::{self, Anchor};
 use crate::config::{self, Checked, Filter, Mode, Role};
 use crate::dataplane::Forwarding;
@@ -21,6 +21,7 @@ use crate::dataplane::netlink::{AccessLink, Options};
 use crate::iec::Scope;
 use crate::location::Pool;
 use crate::mctx::{Mctx, MctxConfig, Trust};
+use crate::node::lisp::Lisp;
 use crate::node::{Aggregate, Node, NodeConfig};
 use crate::proto::bgp::policy::{ExportPolicy, ImportPolicy, PrefixFilter, PrefixRule};
 use crate::proto::bgp::rib::{PeerKind, RibConfig};
@@ -46,6 +47,7 @@ pub struct Parts {
     pub access: Access,
     pub tls: Option<TlsConfig>,
     pub neighbors: Vec<NeighborConfig>,
+    pub lisp: Option<Lisp>,
 }
 
 /// The only randomness of the daemon.
@@ -62,13 +64,13 @@ impl Parts {
         let own = config.node.anchor_id;
         // A state directory that was there before is one of a node that ran before.
         let restarting = config.node.state_dir.join("store").exists();
-        let store = match &config.mobility {
-            Some(_) => Some(open_store(&config.node.state_dir)?),
-            None => None,
+        let store = match config.mobility.is_some() || config.lisp.is_some() {
+            true => Some(open_store(&config.node.state_dir)?),
+            false => None,
         };
         let stored = match &store {
             Some(store) => store.load(|error| tracing::error!(%error, "skipped"))?,
-            None => Vec::new(),
+            None => Loaded::default(),
         };
         let forwarding = open_forwarding(config, now)?;
         let mut neighbors = Vec::new();
@@ -106,11 +108,12 @@ impl Parts {
             node,
             forwarding,
             store,
-            stored,
+            stored: stored.records,
             links: make_links(config, seed),
             access: Access::new(link_configs(config)),
             tls,
             neighbors,
+            lisp: mapping::roles(config, &stored.notes, seed, clock)?,
         })
     }
 }
@@ -138,7 +141,7 @@ fn open_forwarding(config: &Checked, now: Instant) -> Result<Option<Forwarding>,
 }
 
 /// Without these every request to the kernel would be refused, one by one and for ever.
-fn check_rights(access: bool) -> Result<(), RunError> {
+pub(super) fn check_rights(access: bool) -> Result<(), RunError> {
     const CAP_NET_ADMIN: u32 = 12;
     const CAP_NET_RAW: u32 = 13;
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
@@ -206,7 +209,12 @@ fn node_config(config: &Checked, seed: u64) -> NodeConfig {
         pools: pools.iter().map(|p| Pool { prefix: p.prefix, home: p.home }).collect(),
         fe_e: own_locator(config),
         locators,
-        trust: config.peers.iter().map(|p| (p.anchor_id, p.may_claim.clone())).collect(),
+        trust: config
+            .peers
+            .iter()
+            .map(|p| (p.anchor_id, p.may_claim.clone()))
+            .chain(mapping::sites(config).map(|s| (s.anchor_id, s.prefixes.clone())))
+            .collect(),
         controllers: config
             .peers
             .iter()
@@ -373,6 +381,7 @@ fn make_links(config: &Checked, seed: u64) -> Links {
 pub fn names(config: &Checked) -> BTreeMap<AnchorId, String> {
     let mut names: BTreeMap<_, _> =
         config.peers.iter().map(|p| (p.anchor_id, p.name.clone())).collect();
+    names.extend(mapping::sites(config).map(|s| (s.anchor_id, s.name.clone())));
     names.insert(config.node.anchor_id, config.node.name.clone());
     names
 }

@@ -1,10 +1,12 @@
 //! FE_I and FE_E of this node: policies → desired forwarding entries.
 //!
-//! With routing state as the only means of deviation there is little to do here: FE_I is a BGP
-//! route of the kernel, FE_E a host route to the access link. Tunnels and translation will give
-//! these files more to say.
+//! With routing state as the means of deviation there is little to do: FE_I is a BGP route of the
+//! kernel, FE_E a host route to the access link. With tunnels FE_I has entries of its own
+//! ([`ingress`]).
 
 mod egress;
+pub mod ingress;
 mod uplink;
 
 pub use egress::{Delivery, Egress};
+pub use ingress::Ingress;

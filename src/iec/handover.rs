@@ -1,13 +1,13 @@
 //! The handover machine of every prefix, and its timers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use foldhash::fast::FixedState;
 use serde::{Deserialize, Serialize};
 
+use super::entries::{Entries, Entry};
 use crate::types::seam::{Attachment, BindingChange, PolicyChange, Preference};
-use crate::types::{AnchorId, Binding, Family, Generation, Instant, Locator, Prefix, Revision};
+use crate::types::{AnchorId, Binding, Family, Instant, Prefix, Revision};
 
 /// Whose bindings are announced, and to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,22 +87,6 @@ pub enum StageView {
     Home,
 }
 
-#[derive(Debug)]
-struct Entry {
-    anchor: AnchorId,
-    fe_e: Locator,
-    at_home: bool,
-    generation: Generation,
-    revision: Revision,
-    stage: Stage,
-    /// An announcement of ours stands in BGP (or with the controllers), perhaps of before.
-    announced: bool,
-    /// FE_E of this node has an entry.
-    delivered: bool,
-    held_elsewhere: bool,
-    confirmed: bool,
-}
-
 /// The deadlines of the entries in `Preparing` and in `Claimed`, once each: an entry that leaves
 /// its stage takes its deadline along, so neither can outgrow the location database.
 #[derive(Debug, Default)]
@@ -124,7 +108,7 @@ impl Deadlines {
 #[derive(Debug)]
 pub struct Iec {
     config: IecConfig,
-    entries: HashMap<Prefix, Entry, FixedState>,
+    entries: Entries,
     deadlines: Deadlines,
     /// By family, as [`Family::ALL`].
     announced: [usize; 2],
@@ -134,7 +118,7 @@ impl Iec {
     pub fn new(config: IecConfig, seed: u64) -> Self {
         Self {
             config,
-            entries: HashMap::with_hasher(FixedState::with_seed(seed)),
+            entries: Entries::new(seed),
             deadlines: Deadlines::default(),
             announced: [0; 2],
         }
@@ -145,7 +129,7 @@ impl Iec {
     }
 
     pub fn stage(&self, prefix: Prefix) -> Option<StageView> {
-        Some(match self.entries.get(&prefix)?.stage {
+        Some(match self.entries.find(prefix)?.stage {
             Stage::Preparing { .. } => StageView::Preparing,
             Stage::Claimed { .. } => StageView::Claimed,
             Stage::Settled => StageView::Settled,
@@ -160,7 +144,7 @@ impl Iec {
 
     /// Whether something of ours is announced for the prefix.
     pub fn is_announced(&self, prefix: Prefix) -> bool {
-        self.entries.get(&prefix).is_some_and(|e| e.announced)
+        self.entries.find(prefix).is_some_and(|e| e.announced)
     }
 
     /// The location of a prefix changed.
@@ -197,8 +181,8 @@ impl Iec {
     ) {
         let prefix = binding.prefix;
         let deadline = now + self.config.prepare_max;
-        let before = self.entries.get(&prefix);
-        if let Some(before) = before {
+        let before = self.entries.find(prefix);
+        if let Some(before) = &before {
             self.deadlines.forget(prefix, before.stage);
         }
         let announced = before.is_some_and(|e| e.announced);
@@ -222,11 +206,11 @@ impl Iec {
             // FE_E is elsewhere and was ready before it told us.
             None => self.switch_entry(prefix, &mut entry, now, out),
         }
-        self.entries.insert(prefix, entry);
+        self.entries.put(prefix, &entry);
     }
 
     fn handle_gone(&mut self, prefix: Prefix, revision: Revision, out: &mut Vec<Output>) {
-        let Some(entry) = self.entries.remove(&prefix) else { return };
+        let Some(entry) = self.entries.remove(prefix) else { return };
         self.deadlines.forget(prefix, entry.stage);
         if entry.announced {
             self.announced[prefix.family() as usize] -= 1;
@@ -246,8 +230,8 @@ impl Iec {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        match self.entries.get(&prefix) {
-            Some(Entry { stage: Stage::Preparing { .. }, revision: r, .. }) if *r == revision => {
+        match self.entries.find(prefix) {
+            Some(Entry { stage: Stage::Preparing { .. }, revision: r, .. }) if r == revision => {
                 self.switch(prefix, now, out);
             }
             // About an older revision, or the deadline was first.
@@ -257,10 +241,10 @@ impl Iec {
 
     /// FE_E is ready: FE_I everywhere may switch.
     fn switch(&mut self, prefix: Prefix, now: Instant, out: &mut Vec<Output>) {
-        let Some(mut entry) = self.entries.remove(&prefix) else { return };
+        let Some(mut entry) = self.entries.find(prefix) else { return };
         self.deadlines.forget(prefix, entry.stage);
         self.switch_entry(prefix, &mut entry, now, out);
-        self.entries.insert(prefix, entry);
+        self.entries.put(prefix, &entry);
     }
 
     /// `entry` has no deadline any more; here it gets its next one.
@@ -308,12 +292,13 @@ impl Iec {
     /// before keeps its deadline if that is sooner.
     pub fn handle_confirmed(&mut self, prefix: Prefix, now: Instant) {
         let soon = now + self.config.settle_delay;
-        let Some(entry) = self.entries.get_mut(&prefix) else { return };
+        let Some(mut entry) = self.entries.find(prefix) else { return };
         match entry.stage {
             Stage::Claimed { settle_at } if settle_at > soon => {
                 self.deadlines.forget(prefix, entry.stage);
                 self.deadlines.settling.insert((soon, prefix));
                 entry.stage = Stage::Claimed { settle_at: soon };
+                self.entries.put(prefix, &entry);
             }
             Stage::Preparing { .. } | Stage::Claimed { .. } | Stage::Settled | Stage::Home => {}
         }
@@ -322,16 +307,17 @@ impl Iec {
     /// An older claim is around (heard from BGP), or may have survived where a session was lost:
     /// what is announced goes back to a preference that beats it.
     pub fn reassert(&mut self, prefix: Prefix, now: Instant, out: &mut Vec<Output>) {
-        let Some(entry) = self.entries.get_mut(&prefix) else { return };
+        let Some(mut entry) = self.entries.find(prefix) else { return };
+        entry.held_elsewhere = true;
         match entry.stage {
             Stage::Settled | Stage::Home if !matches!(self.config.scope, Scope::Client { .. }) => {
-                entry.held_elsewhere = true;
-                self.switch(prefix, now, out);
+                self.switch_entry(prefix, &mut entry, now, out);
             }
             // On its way: to be claimed, then, also at home.
-            Stage::Preparing { .. } => entry.held_elsewhere = true,
-            Stage::Claimed { .. } | Stage::Settled | Stage::Home => {}
+            Stage::Preparing { .. } => {}
+            Stage::Claimed { .. } | Stage::Settled | Stage::Home => return,
         }
+        self.entries.put(prefix, &entry);
     }
 
     /// When to call [`Self::handle_timeout`] next.
@@ -346,7 +332,7 @@ impl Iec {
                 break;
             }
             self.deadlines.preparing.pop_first();
-            if let Some(entry) = self.entries.get(&prefix) {
+            if let Some(entry) = self.entries.find(prefix) {
                 out.push(Output::Unconfirmed { prefix, revision: entry.revision });
             }
             self.switch(prefix, now, out);
@@ -364,7 +350,7 @@ impl Iec {
     }
 
     fn settle(&mut self, prefix: Prefix, out: &mut Vec<Output>) {
-        let Some(entry) = self.entries.get_mut(&prefix) else { return };
+        let Some(mut entry) = self.entries.find(prefix) else { return };
         entry.held_elsewhere = false;
         let home = entry.at_home;
         if home {
@@ -381,6 +367,7 @@ impl Iec {
                 preference: Preference::Settled,
             }));
         }
+        self.entries.put(prefix, &entry);
         out.push(Output::Settled { prefix, home });
     }
 }
@@ -392,7 +379,7 @@ const SETTLE_PER_CALL: usize = 4_096;
 mod tests {
     use super::*;
     use crate::types::seam::IfIndex;
-    use crate::types::{Lifetime, MacAddr, MnId};
+    use crate::types::{Generation, Lifetime, Locator, MacAddr, MnId};
 
     const A: AnchorId = AnchorId(1);
     const B: AnchorId = AnchorId(2);

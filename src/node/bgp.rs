@@ -224,7 +224,9 @@ impl Node {
                 }
                 self.carry_anchor(said, now, out);
                 self.redeliver(prefix, attachment, out);
+                self.lisp_deliver(prefix, out);
             }
+            self.lisp_adopt(prefix, now, out);
             waiting.push(binding);
         }
         self.recovering = Some((now + self.config.recover_max, waiting));

@@ -19,6 +19,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use super::config::NodeConfig;
+use super::lisp::Lisp;
 use super::output::{Counters, HandoverPhase, Mode, Observation, Output, Record};
 use super::timeline::{Detail, Event, Phase, Timeline};
 use crate::anchor::Anchor;
@@ -79,6 +80,8 @@ pub struct Node {
     /// Bindings of an anchor that its full report has not named yet.
     pub(super) unreported: BTreeMap<AnchorId, BTreeSet<Prefix>>,
     pub speaker: Option<Speaker>,
+    /// The mapping service; see [`super::lisp`].
+    pub lisp: Option<Lisp>,
     /// Neighbours that have been up since the start.
     pub(super) sessions_seen: BTreeSet<PeerId>,
     pub timeline: Timeline,
@@ -124,6 +127,7 @@ impl Node {
             attributes: BTreeMap::new(),
             unreported: BTreeMap::new(),
             speaker,
+            lisp: None,
             sessions_seen: BTreeSet::new(),
             timeline: Timeline::default(),
             counters: Counters::default(),
@@ -542,6 +546,7 @@ impl Node {
         } else if let Some(claim) = self.location.known_claim(prefix) {
             out.push(Output::Persist { prefix, record: Record::Gone(claim) });
         }
+        self.publish(prefix, now, out);
         let mut wishes = Vec::new();
         self.iec.handle_change(change, evidence, now, &mut wishes);
         self.carry_iec(wishes, now, out);
@@ -581,17 +586,21 @@ impl Node {
                     self.egress.handle_policy(&policy, &mut changes);
                     if let (Some(before), None) = (before, self.egress.find(prefix)) {
                         self.announce_departure(prefix, before.attachment.link, out);
+                        self.lisp_release(prefix, now, out);
                     }
-                } else {
+                    out.extend(changes.into_iter().map(Output::Forwarding));
+                } else if let PolicyChange::Deliver { prefix, .. } = policy {
                     self.egress.handle_policy(&policy, &mut changes);
+                    out.extend(changes.into_iter().map(Output::Forwarding));
+                    self.lisp_deliver(prefix, out);
                 }
-                out.extend(changes.into_iter().map(Output::Forwarding));
             }
             PolicyChange::Announce { prefix, anchor, fe_e, preference } => {
                 match self.config.scope {
                     Some(Scope::Client { .. }) => self.report(prefix, now, out),
                     Some(Scope::Distributed { .. } | Scope::Controller) | None => {
                         self.announce(prefix, anchor, fe_e, preference);
+                        self.lisp_announce(prefix, now);
                     }
                 }
             }
@@ -601,6 +610,7 @@ impl Node {
                     Some(Scope::Client { .. }) => self.report_gone(prefix, now, out),
                     Some(Scope::Distributed { .. } | Scope::Controller) | None => {
                         self.withdraw(prefix);
+                        self.lisp_withdraw(prefix, now);
                     }
                 }
             }
@@ -929,7 +939,7 @@ impl Node {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        tracing::warn!(%prefix, mn = mn.as_ref().map(MnId::as_str), why, "attach refused");
+        tracing::warn!(%prefix, mn = mn.as_ref().map(MnId::as_str).as_deref(), why, "attach refused");
         self.record(now, mn, prefix, Phase::Refused, None, why);
         let mut said = Vec::new();
         self.anchor.handle_refused(prefix, now, &mut said);
@@ -953,7 +963,7 @@ impl Node {
             None => self.location.known_claim(prefix).map_or(Generation::NONE, |c| c.generation),
         };
         tracing::debug!(
-            %prefix, mn = mn.as_ref().map(MnId::as_str), generation = generation.0, ?phase,
+            %prefix, mn = mn.as_ref().map(MnId::as_str).as_deref(), generation = generation.0, ?phase,
             peer = peer.map(tracing::field::display), detail = detail.as_str(), "handover"
         );
         self.timeline.record(Event { at, mn, prefix, phase, generation, peer, detail });

@@ -169,6 +169,7 @@ impl Node {
             Some(self.mctx.poll_timeout()),
             self.iec.poll_timeout(),
             self.location.poll_timeout(),
+            self.lisp_poll_timeout(),
         ]
         .into_iter()
         .flatten()
@@ -200,6 +201,7 @@ impl Node {
         for prefix in self.location.expired(now) {
             self.handle_lease_end(prefix, now, out);
         }
+        self.handle_lisp_timeout(now, out);
         if self.speaker.is_some() {
             self.handle_bgp_timeout(now, out);
         }

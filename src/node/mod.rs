@@ -13,6 +13,7 @@ mod claims;
 mod config;
 mod flow;
 mod inputs;
+pub mod lisp;
 mod output;
 mod requests;
 pub mod timeline;

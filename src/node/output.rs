@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
+use crate::types::lisp::{EncapChange, Note};
 use crate::types::seam::{Attachment, ForwardingChange, IfIndex};
 use crate::types::transfer::Signal;
 use crate::types::{AnchorId, Binding, Claim, Prefix};
@@ -65,6 +66,15 @@ pub enum Output {
         prefix: Prefix,
         record: Record,
     },
+    /// A control message of the mapping service, from the control port.
+    Lisp {
+        to: std::net::SocketAddr,
+        octets: Vec<u8>,
+    },
+    /// A desired change of the encapsulating data plane.
+    Encap(EncapChange),
+    /// To be stored like a [`Record`].
+    Note(Note),
     /// An Ethernet frame on an access link.
     Frame {
         link: IfIndex,

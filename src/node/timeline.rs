@@ -42,6 +42,17 @@ pub enum Phase {
     Announced,
     /// The home aggregate leads here: nothing to announce.
     AtHome,
+    /// A Map-Register has been handed to the control socket.
+    Registering,
+    /// The Map-Server has confirmed it.
+    Registered,
+    /// The Map-Server has told the subscribers.
+    Published,
+    /// This ingress router has learnt where to send.
+    MappingSet,
+    MappingGone,
+    /// The first packet on the new path.
+    FirstPacket,
     /// The old anchor has been told that we are ready.
     ConfirmSent,
     /// The new anchor is ready: we let go.
@@ -78,6 +89,12 @@ impl Phase {
             Self::DeliveryUnconfirmed => "delivery_unconfirmed",
             Self::Announced => "announced",
             Self::AtHome => "at_home",
+            Self::Registering => "registering",
+            Self::Registered => "registered",
+            Self::Published => "published",
+            Self::MappingSet => "mapping_set",
+            Self::MappingGone => "mapping_gone",
+            Self::FirstPacket => "first_packet",
             Self::ConfirmSent => "confirm_sent",
             Self::Transferred => "transferred",
             Self::NewerClaim => "newer_claim",

@@ -195,6 +195,22 @@ pub enum EncapEvent {
     FirstPacket { prefix: Prefix },
 }
 
+/// What the machines of the mapping service want to find again after a restart: nonces that must
+/// not be taken twice, subscriptions. Made and read by the hall; to the store both parts are octets.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Note {
+    /// At most [`NOTE_KEY_LEN_MAX`]; a later note with the same key replaces this one.
+    pub key: Vec<u8>,
+    /// At most [`NOTE_LEN_MAX`].
+    pub octets: Vec<u8>,
+}
+
+/// Two prefixes, two identifiers and some numbers.
+pub const NOTE_KEY_LEN_MAX: usize = 96;
+
+/// A subscription with all the locators it may have.
+pub const NOTE_LEN_MAX: usize = 1024;
+
 /// Packets and octets of one entry.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct EntryCount {

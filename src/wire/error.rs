@@ -12,6 +12,8 @@ pub enum WireError {
     UnknownType(u8),
     #[error("unknown version {0}")]
     UnknownVersion(u8),
+    #[error("unknown address family {0}")]
+    UnknownAfi(u16),
     #[error("bad checksum")]
     BadChecksum,
 }

@@ -2,6 +2,7 @@
 
 pub mod bgp;
 pub mod cxtp;
+pub mod encap;
 mod error;
 pub mod lisp;
 pub mod nd;

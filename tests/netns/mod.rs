@@ -21,8 +21,11 @@ mod traffic;
 mod core;
 mod instruments;
 mod interrupted;
+mod keys;
 mod relocation;
 mod stage;
+mod steps;
+mod strace;
 mod topologies;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

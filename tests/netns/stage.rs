@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::Result;
 use super::daemon::Daemon;
 use super::lab::{Lab, wait_until};
-use super::scene::{CORRESPONDENT, Scene};
+use super::scene::Scene;
 use super::topology::Role;
 use super::traffic::{Flows, Plan, now_ns};
 
@@ -19,6 +19,8 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 const FIRST_PORT: u16 = 21_000;
 /// Dense enough that a host is noticed at once, thin enough for a busy machine.
 const PACE: Duration = Duration::from_millis(5);
+/// `rtm_protocol` of killick's routes.
+const KERNEL_PROTOCOL: u8 = 107;
 /// From and to the host, IPv4, then IPv6.
 const FLOWS_PER_HOST: usize = 4;
 
@@ -33,14 +35,23 @@ type HostRoutes = BTreeMap<String, IpAddr>;
 
 impl Stage {
     pub fn set(name: &str) -> Result<Self> {
-        let lab = Lab::up(name, true)?;
+        Self::set_with(name, |_| Ok(()))
+    }
+
+    /// `prepare` has its way with the lab before the killicks start.
+    pub fn set_with(name: &str, prepare: impl FnOnce(&Lab) -> Result<()>) -> Result<Self> {
+        let mut lab = Lab::up(name, false)?;
+        prepare(&lab)?;
+        let killicks: Vec<String> = lab.with_role(Role::Killick).map(str::to_owned).collect();
+        killicks.iter().try_for_each(|name| lab.start(name))?;
         let scene = Scene::of(&lab)?;
         let mut plans = Vec::new();
         let mut ports = FIRST_PORT..;
         for (host, known) in &scene.hosts {
-            for (here, there) in known.addresses.iter().zip(scene.correspondent) {
+            let correspondent = scene.correspondent_of(host)?;
+            for (here, there) in known.addresses.iter().zip(correspondent.addresses) {
                 let here = (lab.namespace(host)?, *here);
-                let there = (lab.namespace(CORRESPONDENT)?, there);
+                let there = (lab.namespace(&correspondent.name)?, there);
                 for (from, to) in [(here, there), (there, here)] {
                     let port = ports.next().ok_or("no port left")?;
                     plans.push(Plan {
@@ -73,6 +84,17 @@ impl Stage {
     pub fn kill(&mut self, node: &str) {
         let node = self.lab.nodes.get_mut(node).expect("the scenario names nodes of its lab");
         node.daemons.iter_mut().for_each(Daemon::kill);
+    }
+
+    /// Of a killick.
+    pub fn pid(&self, node: &str) -> Result<u32> {
+        let child = self.lab.nodes[node].daemons.first().and_then(|d| d.child.as_ref());
+        Ok(child.ok_or_else(|| format!("{node} does not run"))?.id())
+    }
+
+    pub fn is_running(&mut self, node: &str) -> bool {
+        let node = self.lab.nodes.get_mut(node);
+        node.is_some_and(|node| node.daemons.iter_mut().all(Daemon::is_running))
     }
 
     /// To all daemons of a node.
@@ -114,12 +136,41 @@ impl Stage {
         Ok(())
     }
 
+    /// Each anchor's kernel has the delivery routes of the hosts that are there, and no other.
+    pub fn anchors_deliver_exactly(&self, hosts: &[(&str, &str)]) -> Result<()> {
+        for anchor in self.scene.anchors.keys() {
+            let mut expected = BTreeSet::new();
+            for (host, _) in hosts.iter().filter(|(_, at)| at == anchor) {
+                expected.extend(self.scene.hosts[*host].addresses);
+            }
+            wait_until(&format!("{anchor} delivers exactly to {expected:?}"), LIMIT, || {
+                let mut held = BTreeSet::new();
+                for family in ["-4", "-6"] {
+                    let show =
+                        format!("ip {family} -j route show table all proto {KERNEL_PROTOCOL}");
+                    let told: Value = serde_json::from_str(&self.lab.sh(anchor, &show)?)?;
+                    for route in told.as_array().into_iter().flatten() {
+                        // A lone address is one of a host; an aggregate has its length beside it.
+                        if route["type"].as_str().is_none_or(|kind| kind == "unicast")
+                            && let Some(Ok(address)) = route["dst"].as_str().map(str::parse)
+                        {
+                            held.insert(address);
+                        }
+                    }
+                }
+                if held == expected { Ok(Some(())) } else { Err(format!("{held:?}").into()) }
+            })?;
+        }
+        Ok(())
+    }
+
     /// Traffic flows both ways: for a while, nothing that is sent is lost.
     pub fn host_is_reachable(&self, host: &str) -> Result<()> {
         const MS: u64 = 1_000_000;
         let place = self.scene.hosts.keys().position(|name| name == host).ok_or("no such host")?;
         let begin = now_ns();
-        wait_until(&format!("{host} and {CORRESPONDENT} reach each other"), LIMIT, || {
+        let correspondent = &self.scene.correspondent_of(host)?.name;
+        wait_until(&format!("{host} and {correspondent} reach each other"), LIMIT, || {
             // What was sent in the last 100 ms may be on the way.
             let end = now_ns() - 100 * MS;
             let window = (end - 300 * MS)..end;

@@ -1,9 +1,12 @@
 //! The one integration binary.
 
 mod bgp_malformed;
+mod lisp_wire;
 #[path = "../netns/mod.rs"]
 mod netns;
 mod netns_anchor;
 mod netns_ebpf;
+mod netns_encap;
+mod netns_tun;
 #[path = "../sim/mod.rs"]
 mod sim;

@@ -83,14 +83,17 @@ impl Checker<'_, '_> {
     /// What a mode needs from the other sections.
     fn mode(&mut self, file: &File, mode: Mode) {
         let controllers = file.peer.iter().filter(|p| p.role == Some(Role::Controller)).count();
-        let has_bgp = file.bgp.is_some() || self.document.was_taken_out("bgp");
+        let announces = file.bgp.is_some()
+            || self.document.was_taken_out("bgp")
+            || file.lisp.is_some()
+            || self.document.was_taken_out("lisp");
         match mode {
-            Mode::Distributed | Mode::Controller if !has_bgp => {
+            Mode::Distributed | Mode::Controller if !announces => {
                 let name = if mode == Mode::Controller { "controller" } else { "distributed" };
                 self.error_hint(
                     "mobility.mode",
-                    format!("mode \"{name}\" announces host routes by BGP, and there is no [bgp]"),
-                    "add [bgp]; an anchor without BGP has mode \"client\"",
+                    format!("mode \"{name}\" needs [bgp] or [lisp] to steer traffic by"),
+                    "add [bgp] or [lisp]; an anchor without both has mode \"client\"",
                 );
             }
             Mode::Distributed | Mode::Controller => {}

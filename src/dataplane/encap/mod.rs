@@ -1,7 +1,7 @@
 //! The encapsulating data plane: what FE_I puts into the tunnel and what FE_E takes out.
 //!
 //! The control plane speaks in [`EncapChange`]s and hears [`EncapEvent`]s; between it and a back
-//! end stands the reconciler, which keeps what should be there, tries again what failed, and
+//! end stands the [`Reconciler`], which keeps what should be there, tries again what failed, and
 //! adopts after a restart what the back end still has. A back end is one [`Encapsulator`].
 //!
 //! What all back ends have in common, so that the control plane need not know which one it is:
@@ -14,6 +14,13 @@
 //!   (the node has left, and the entry says where it is now), it goes there by tunnel, and a back
 //!   end that can tell says [`EncapEvent::Late`]; otherwise the kernel's routes deliver it.
 //! * A group that is unreachable, and an entry that is dropped, count what they drop.
+
+pub mod fake;
+pub mod gpe;
+mod guard;
+pub mod reconcile;
+
+pub use reconcile::Reconciler;
 
 use crate::types::lisp::{EncapChange, EncapEvent, EntryCount};
 use crate::types::{Instant, Prefix};
@@ -135,7 +142,7 @@ pub struct Totals {
 
 /// A back end. All calls finish at once, on the routing thread.
 ///
-/// Group numbers that come here are the reconciler's: dense from 0, and one that is still
+/// Group numbers that come here are the [`Reconciler`]'s: dense from 0, and one that is still
 /// in use by adopted entries is not given to another group. So they may index an array.
 pub trait Encapsulator {
     fn caps(&self) -> Caps;
@@ -144,7 +151,8 @@ pub trait Encapsulator {
     ///
     /// Each change may be repeated: setting what is set and removing what is not there succeed. A
     /// set replaces without a moment in between in which packets are lost. The group of an entry is
-    /// set before the entry, and removed after its last one.
+    /// set before the entry, and removed after its last one. Members of a group come as
+    /// [`reconcile::usable`] leaves them, and are listed so.
     fn apply(&mut self, changes: &[EncapChange], results: &mut Vec<Result<(), EncapError>>);
 
     /// Begins to list what is there, from before a restart too; where nothing outlives the

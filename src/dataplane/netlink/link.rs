@@ -221,7 +221,7 @@ fn set_sysctls(name: &str, errors: &mut Vec<SetupError>) {
 }
 
 /// Written only when it differs: where /proc/sys is read-only, an operator may have set it.
-fn set_sysctl(path: String, value: &'static str, errors: &mut Vec<SetupError>) {
+pub(super) fn set_sysctl(path: String, value: &'static str, errors: &mut Vec<SetupError>) {
     let file = format!("/proc/sys/{path}");
     let result = match fs::read_to_string(&file) {
         Ok(current) if current.trim() == value => Ok(()),

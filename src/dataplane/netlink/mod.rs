@@ -3,10 +3,13 @@
 //! Our routes carry a protocol number of their own, and metrics of their own: a route that
 //! somebody else has made for the same prefix stays beside ours, and is never replaced or deleted.
 
+mod attribute;
 mod link;
 mod message;
 mod monitor;
+mod netfilter;
 mod socket;
+mod tunnel;
 
 use std::io;
 use std::net::IpAddr;
@@ -16,10 +19,16 @@ use netlink_packet_route::RouteNetlinkMessage;
 
 pub use link::{AccessLink, LinkState, SetupError};
 pub use monitor::{Monitor, Notice};
+pub use netfilter::Counts;
+pub use tunnel::{Dumped, Step, To, TunnelLink, Tunnels, Via};
 
 use self::socket::{Refused, Requests};
 use super::{DataPlane, Hop, KernelRoute, Kind, Op, OpError};
 use crate::types::Family;
+
+/// Routing tables of the encapsulating data plane: FE_I's entries, and what FE_E takes out. Below
+/// 256, so that a notification's header names them.
+pub const ENCAP_TABLES: [u8; 2] = [107, 108];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {

@@ -12,7 +12,8 @@ use netlink_packet_core::{
     NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
-use netlink_sys::{Socket, SocketAddr, protocols::NETLINK_ROUTE};
+use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
+use netlink_sys::{Socket, SocketAddr};
 
 /// Requests per `send`. An error answer occupies about 1 KiB of the socket's buffer.
 pub const BATCH_MAX: usize = 128;
@@ -47,13 +48,22 @@ pub struct Requests {
 
 impl Requests {
     pub fn open() -> io::Result<Self> {
-        let mut socket = open_socket()?;
+        let socket = open_socket()?;
+        // The kernel leaves out of a dump what its request does not ask for.
+        socket.set_netlink_get_strict_chk(true)?;
+        Self::prepare(socket)
+    }
+
+    /// To nftables, which speaks another dialect of netlink.
+    pub fn open_netfilter() -> io::Result<Self> {
+        Self::prepare(Socket::new(NETLINK_NETFILTER)?)
+    }
+
+    fn prepare(mut socket: Socket) -> io::Result<Self> {
         socket.bind_auto()?;
         // An answer that is not there when `send` returns was lost (buffer full), and waiting
         // for it would stop the routing thread for ever.
         socket.set_non_blocking(true)?;
-        // The kernel leaves out of a dump what its request does not ask for.
-        socket.set_netlink_get_strict_chk(true)?;
         socket.connect(&SocketAddr::new(0, 0))?;
         // Answers repeat our request otherwise.
         socket.set_cap_ack(true)?;
@@ -93,6 +103,53 @@ impl Requests {
         Ok(())
     }
 
+    /// The same for messages that the caller writes octet by octet: `encode` appends the body of
+    /// the message with this number and returns its type and flags.
+    pub fn transact_raw(
+        &mut self,
+        count: usize,
+        mut encode: impl FnMut(usize, &mut Vec<u8>) -> (u16, u16),
+        results: &mut Vec<Result<(), Refused>>,
+    ) -> io::Result<()> {
+        for start in (0..count).step_by(BATCH_MAX) {
+            let end = count.min(start + BATCH_MAX);
+            let first = self.sequence.wrapping_add(1);
+            self.buffer.clear();
+            for index in start..end {
+                let ack = if index + 1 == end { NLM_F_ACK } else { 0 };
+                self.push_raw(NLM_F_REQUEST | ack, |out| encode(index, out));
+            }
+            self.socket.send(&self.buffer, 0)?;
+            self.collect(first, end - start, results)?;
+        }
+        Ok(())
+    }
+
+    /// As [`Self::begin_dump`], with the type and the body of the request.
+    pub fn begin_dump_raw(&mut self, kind: u16, body: &[u8]) -> io::Result<()> {
+        self.buffer.clear();
+        self.push_raw(NLM_F_REQUEST | NLM_F_DUMP, |out| {
+            out.extend_from_slice(body);
+            (kind, 0)
+        });
+        self.socket.send(&self.buffer, 0)?;
+        Ok(())
+    }
+
+    fn push_raw(&mut self, flags: u16, encode: impl FnOnce(&mut Vec<u8>) -> (u16, u16)) {
+        self.sequence = self.sequence.wrapping_add(1);
+        let start = self.buffer.len();
+        self.buffer.extend_from_slice(&[0; HEADER_LEN]);
+        let (kind, more) = encode(&mut self.buffer);
+        let len = u32::try_from(self.buffer.len() - start).expect("our messages are short");
+        let header = &mut self.buffer[start..start + HEADER_LEN];
+        header[..4].copy_from_slice(&len.to_ne_bytes());
+        header[4..6].copy_from_slice(&kind.to_ne_bytes());
+        header[6..8].copy_from_slice(&(flags | more).to_ne_bytes());
+        header[8..12].copy_from_slice(&self.sequence.to_ne_bytes());
+        self.buffer.resize(self.buffer.len().next_multiple_of(4), 0);
+    }
+
     /// One request with one answer message (`RTM_GETROUTE` for an address, for example).
     pub fn query(
         &mut self,
@@ -130,6 +187,18 @@ impl Requests {
 
     /// The next datagram of the list. False when it was the last.
     pub fn continue_dump(&mut self, mut sink: impl FnMut(RouteNetlinkMessage)) -> io::Result<bool> {
+        // A route too strange to be read is not one of ours.
+        self.continue_dump_raw(|header, body| {
+            if let Ok(message) = parse(header, body) {
+                sink(message);
+            }
+        })
+    }
+
+    pub fn continue_dump_raw(
+        &mut self,
+        mut sink: impl FnMut(&NetlinkHeader, &[u8]),
+    ) -> io::Result<bool> {
         let want = self.sequence;
         let (mut more, mut failed) = (true, 0);
         self.receive(|header, body| match header.message_type {
@@ -139,12 +208,7 @@ impl Requests {
                 more = false;
                 failed = refused(header, body).errno;
             }
-            // A route too strange to be read is not one of ours.
-            _ => {
-                if let Ok(message) = parse(header, body) {
-                    sink(message);
-                }
-            }
+            _ => sink(header, body),
         })?;
         if failed == 0 { Ok(more) } else { Err(io::Error::from_raw_os_error(failed)) }
     }

@@ -1,20 +1,23 @@
 //! One record as octets: the payload of a frame of the log.
 //!
 //! ```text
-//! kind 1 | family 1 | length 1 | address 4 or 16 | generation 4 | anchor 4 |   both kinds
+//! kind 1 | family 1 | length 1 | address 4 or 16 | generation 4 | anchor 4 |   Bound and Gone
 //! flags 1 | mn: length 1, text | then, for each flag in this order:             Bound only
 //!   FE_E IPv4 4, FE_E IPv6 16, home 4, until 8, link: length 1, text, MAC 6
+//! kind 1 | key: length 1, octets | octets: length 2, octets                       Note
 //! ```
 //! Numbers are big-endian. Nothing may follow, and each prefix of a payload is an error.
 
 use std::net::{Ipv4Addr, Ipv6Addr};
 
-use super::{Record, StoredBinding};
+use super::{Key, Record, StoredBinding, Value};
+use crate::types::lisp::{NOTE_KEY_LEN_MAX, NOTE_LEN_MAX};
 use crate::types::{AnchorId, Claim, Generation, Locator, MacAddr, MnId, Prefix};
 use crate::wire::{Reader, WireError};
 
 const BOUND: u8 = 1;
 const GONE: u8 = 2;
+const NOTE: u8 = 3;
 
 const IPV4: u8 = 1;
 const IPV6: u8 = 2;
@@ -24,14 +27,42 @@ const LINK: u8 = 16;
 const MAC: u8 = 32;
 const FLAGS: u8 = IPV4 | IPV6 | HOME | UNTIL | LINK | MAC;
 
-/// Longest payload: a node identifier and a link name have at most 255 octets, the rest is fixed.
-pub const PAYLOAD_LEN_MAX: usize = 3 + 16 + 8 + 1 + 256 + 4 + 16 + 4 + 8 + 256 + 6;
+/// Longest record: a node identifier and a link name have at most 255 octets, the rest is fixed.
+const RECORD_LEN_MAX: usize = 3 + 16 + 8 + 1 + 256 + 4 + 16 + 4 + 8 + 256 + 6;
 
-pub fn encode(prefix: Prefix, record: &Record, out: &mut Vec<u8>) {
-    out.push(match record {
-        Record::Bound(_) => BOUND,
-        Record::Gone(_) => GONE,
-    });
+/// Longest payload: a note.
+pub const PAYLOAD_LEN_MAX: usize = 2 + NOTE_KEY_LEN_MAX + 2 + NOTE_LEN_MAX;
+
+const _: () = assert!(RECORD_LEN_MAX <= PAYLOAD_LEN_MAX);
+
+pub fn encode(key: &Key, value: &Value, out: &mut Vec<u8>) {
+    match (key, value) {
+        (Key::Prefix(prefix), Value::Record(Record::Gone(claim))) => {
+            out.push(GONE);
+            encode_prefix(*prefix, out);
+            out.extend(claim.generation.0.to_be_bytes());
+            out.extend(claim.anchor.0.to_be_bytes());
+        }
+        (Key::Prefix(prefix), Value::Record(Record::Bound(bound))) => {
+            out.push(BOUND);
+            encode_prefix(*prefix, out);
+            encode_bound(bound, out);
+        }
+        (Key::Note(key), Value::Note(octets)) => {
+            let len = u8::try_from(key.len()).expect("NOTE_KEY_LEN_MAX is below 256");
+            out.extend([NOTE, len]);
+            out.extend(key);
+            let len = u16::try_from(octets.len()).expect("NOTE_LEN_MAX is below 65536");
+            out.extend(len.to_be_bytes());
+            out.extend(octets);
+        }
+        (Key::Prefix(_), Value::Note(_)) | (Key::Note(_), Value::Record(_)) => {
+            unreachable!("a value is put under a key of its kind")
+        }
+    }
+}
+
+fn encode_prefix(prefix: Prefix, out: &mut Vec<u8>) {
     match prefix {
         Prefix::V4 { addr, len } => {
             out.extend([4, len]);
@@ -41,13 +72,6 @@ pub fn encode(prefix: Prefix, record: &Record, out: &mut Vec<u8>) {
             out.extend([6, len]);
             out.extend(addr.to_be_bytes());
         }
-    }
-    match record {
-        Record::Gone(claim) => {
-            out.extend(claim.generation.0.to_be_bytes());
-            out.extend(claim.anchor.0.to_be_bytes());
-        }
-        Record::Bound(bound) => encode_bound(bound, out),
     }
 }
 
@@ -90,9 +114,12 @@ fn encode_bound(bound: &StoredBinding, out: &mut Vec<u8>) {
     }
 }
 
-pub fn decode(payload: &[u8]) -> Result<(Prefix, Record), WireError> {
+pub fn decode(payload: &[u8]) -> Result<(Key, Value), WireError> {
     let mut input = Reader::new(payload);
     let kind = input.u8()?;
+    if kind == NOTE {
+        return decode_note(&mut input);
+    }
     let prefix = decode_prefix(&mut input)?;
     let generation = Generation(input.u32()?);
     let anchor = AnchorId(input.u32()?);
@@ -101,7 +128,26 @@ pub fn decode(payload: &[u8]) -> Result<(Prefix, Record), WireError> {
         BOUND => Record::Bound(decode_bound(generation, anchor, &mut input)?),
         other => return Err(WireError::UnknownType(other)),
     };
-    if input.is_empty() { Ok((prefix, record)) } else { Err(WireError::BadLength) }
+    if input.is_empty() {
+        Ok((Key::Prefix(prefix), Value::Record(record)))
+    } else {
+        Err(WireError::BadLength)
+    }
+}
+
+fn decode_note(input: &mut Reader<'_>) -> Result<(Key, Value), WireError> {
+    let len = usize::from(input.u8()?);
+    let key = input.bytes(len)?.to_vec();
+    let len = usize::from(input.u16()?);
+    let octets = input.bytes(len)?.to_vec();
+    if key.len() > NOTE_KEY_LEN_MAX || octets.len() > NOTE_LEN_MAX {
+        return Err(WireError::BadValue);
+    }
+    if input.is_empty() {
+        Ok((Key::Note(key), Value::Note(octets)))
+    } else {
+        Err(WireError::BadLength)
+    }
 }
 
 fn decode_prefix(input: &mut Reader<'_>) -> Result<Prefix, WireError> {
@@ -154,11 +200,16 @@ fn text<'a>(input: &mut Reader<'a>) -> Result<&'a str, WireError> {
 mod tests {
     use super::*;
 
-    fn records() -> Vec<(Prefix, Record)> {
+    fn key(prefix: &str) -> Key {
+        Key::Prefix(prefix.parse().unwrap())
+    }
+
+    fn records() -> Vec<(Key, Value)> {
         let gone = Claim { generation: Generation(7), anchor: AnchorId(u32::MAX) };
         let mut all = vec![
-            ("0.0.0.0/0".parse().unwrap(), Record::Gone(gone)),
-            ("2001:db8::/64".parse().unwrap(), Record::Gone(gone)),
+            (key("0.0.0.0/0"), Value::Record(Record::Gone(gone))),
+            (key("2001:db8::/64"), Value::Record(Record::Gone(gone))),
+            (Key::Note(vec![7; NOTE_KEY_LEN_MAX]), Value::Note(vec![8; 100])),
         ];
         for flags in 0..=FLAGS {
             let when = |bit: u8| (flags & bit != 0).then_some(());
@@ -176,18 +227,18 @@ mod tests {
                 mac: when(MAC).map(|()| MacAddr([2, 0, 0, 0, 0, 1])),
             };
             let prefix = if flags % 2 == 0 { "10.1.1.7/32" } else { "2001:db8::7/128" };
-            all.push((prefix.parse().unwrap(), Record::Bound(bound)));
+            all.push((key(prefix), Value::Record(Record::Bound(bound))));
         }
         all
     }
 
     #[test]
     fn each_combination_comes_back_and_each_truncation_is_an_error() {
-        for (prefix, record) in records() {
+        for (key, value) in records() {
             let mut octets = Vec::new();
-            encode(prefix, &record, &mut octets);
+            encode(&key, &value, &mut octets);
             assert!(octets.len() <= PAYLOAD_LEN_MAX);
-            assert_eq!(decode(&octets), Ok((prefix, record)));
+            assert_eq!(decode(&octets), Ok((key, value)));
             for len in 0..octets.len() {
                 assert!(decode(&octets[..len]).is_err(), "{len} of {}", octets.len());
             }
@@ -198,19 +249,23 @@ mod tests {
 
     #[test]
     fn the_longest_record_is_as_long_as_stated() {
-        let (_, record) = records().pop().unwrap();
-        let Record::Bound(mut bound) = record else { panic!("the last one is bound") };
+        let Some((_, Value::Record(Record::Bound(mut bound)))) = records().pop() else {
+            panic!("the last one is bound")
+        };
+        let value = |bound| Value::Record(Record::Bound(bound));
         bound.mn = MnId::new(&"m".repeat(255)).unwrap();
         bound.link = Some("l".repeat(255));
         let mut octets = Vec::new();
-        encode("2001:db8::7/128".parse().unwrap(), &Record::Bound(bound.clone()), &mut octets);
-        assert_eq!(octets.len(), PAYLOAD_LEN_MAX);
+        encode(&key("2001:db8::7/128"), &value(bound.clone()), &mut octets);
+        assert_eq!(octets.len(), RECORD_LEN_MAX);
 
         // One more octet of link name: no interface has it, the binding is kept without.
         bound.link = Some("l".repeat(256));
         octets.clear();
-        encode("10.0.0.1/32".parse().unwrap(), &Record::Bound(bound), &mut octets);
-        let Ok((_, Record::Bound(back))) = decode(&octets) else { panic!("well-formed") };
+        encode(&key("10.0.0.1/32"), &value(bound), &mut octets);
+        let Ok((_, Value::Record(Record::Bound(back)))) = decode(&octets) else {
+            panic!("well-formed")
+        };
         assert_eq!(back.link, None);
     }
 
@@ -222,7 +277,9 @@ mod tests {
         assert_eq!(decode(&gone(&[4, 33, 10, 0, 0, 0])), Err(WireError::BadValue), "length");
         assert_eq!(decode(&gone(&[5, 8, 10, 0, 0, 0])), Err(WireError::BadValue), "family");
         let mut kind = gone(&[4, 8, 10, 0, 0, 0]);
-        kind[0] = 3;
-        assert_eq!(decode(&kind), Err(WireError::UnknownType(3)));
+        kind[0] = 4;
+        assert_eq!(decode(&kind), Err(WireError::UnknownType(4)));
+        let long = [&[NOTE, 97][..], &[0; 99]].concat();
+        assert_eq!(decode(&long), Err(WireError::BadValue), "a key of 97 octets");
     }
 }

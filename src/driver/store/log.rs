@@ -5,7 +5,7 @@
 //! frame = length 4 | CRC-32 of length and payload 4 | payload (see `codec`)
 //! ```
 //! `NNNNNNNN.log` are segments in the order of writing, of which only the last one grows.
-//! `NNNNNNNN.snap` has the newest record per prefix of all segments up to its own number. It is
+//! `NNNNNNNN.snap` has the newest record per key of all segments up to its own number. It is
 //! written under another name, synced and renamed, and only then are the segments deleted: at
 //! each step what is there reads as the same state.
 
@@ -15,8 +15,7 @@ use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
 
 use super::codec::{self, PAYLOAD_LEN_MAX};
-use super::{Record, StoreError};
-use crate::types::Prefix;
+use super::{Key, StoreError, Value};
 
 const HEADER: &[u8; 8] = b"killick\x01";
 pub const HEADER_LEN: usize = HEADER.len();
@@ -194,13 +193,13 @@ fn is_zero(octets: &[u8]) -> bool {
     octets.iter().all(|&octet| octet == 0)
 }
 
-/// The newest record per prefix of all files up to number `last`. A damaged record is an error for
+/// The newest record per key of all files up to number `last`. A damaged record is an error for
 /// itself only; a file of which nothing can be known is one for the whole.
 pub fn merge(
     dir: &Path,
     last: u64,
     damaged: &mut dyn FnMut(StoreError),
-) -> Result<BTreeMap<Prefix, Record>, StoreError> {
+) -> Result<BTreeMap<Key, Value>, StoreError> {
     let mut newest = BTreeMap::new();
     let files = Files::list(dir).map_err(StoreError::Read)?;
     for path in files.in_order(dir, last) {
@@ -209,7 +208,7 @@ pub fn merge(
         let mut faults = Vec::new();
         let mut undecoded = Vec::new();
         let each = |payload| match codec::decode(payload) {
-            Ok((prefix, record)) => drop(newest.insert(prefix, record)),
+            Ok((key, value)) => drop(newest.insert(key, value)),
             Err(error) => undecoded.push(format!("a record in {name}: {error}")),
         };
         let end = scan(&octets, each, |at| faults.push(format!("{name} at octet {at}: checksum")));
@@ -242,13 +241,13 @@ pub fn compact(dir: &Path, last: u64) -> Result<(), StoreError> {
     done.map_err(StoreError::Compact)
 }
 
-fn write_snapshot(dir: &Path, number: u64, newest: &BTreeMap<Prefix, Record>) -> io::Result<()> {
+fn write_snapshot(dir: &Path, number: u64, newest: &BTreeMap<Key, Value>) -> io::Result<()> {
     let mut file = BufWriter::new(File::create(unfinished_path(dir, number))?);
     file.write_all(HEADER)?;
     let mut octets = Vec::new();
-    for (&prefix, record) in newest {
+    for (key, value) in newest {
         octets.clear();
-        frame(&mut octets, |out| codec::encode(prefix, record, out));
+        frame(&mut octets, |out| codec::encode(key, value, out));
         file.write_all(&octets)?;
     }
     file.into_inner().map_err(io::IntoInnerError::into_error)?.sync_all()

@@ -1,4 +1,5 @@
-//! What survives kill -9: the bindings of this node, and the claims of those that left.
+//! What survives kill -9: the bindings of this node, the claims of those that left, and notes of the
+//! mapping service (nonces that must not be taken twice).
 //!
 //! Records of one turn of the loop are committed together, *before* the messages of that turn
 //! leave: whatever a peer has heard from us, we still know after a crash. A commit reaches the
@@ -33,6 +34,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use self::log::{End, Files, HEADER_LEN};
+use crate::types::lisp::{NOTE_KEY_LEN_MAX, NOTE_LEN_MAX, Note};
 use crate::types::{AnchorId, Claim, Generation, Locator, MacAddr, MnId, Prefix};
 
 /// Longest time for which an answered change is only in the page cache.
@@ -67,6 +69,26 @@ pub struct StoredBinding {
     pub mac: Option<MacAddr>,
 }
 
+/// What a record is about; the newest record of a key counts.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Key {
+    Prefix(Prefix),
+    Note(Vec<u8>),
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Value {
+    Record(Record),
+    Note(Vec<u8>),
+}
+
+/// All that was stored, in order of prefixes and keys.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Loaded {
+    pub records: Vec<(Prefix, Record)>,
+    pub notes: Vec<Note>,
+}
+
 /// One record: what holds for a prefix now.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
@@ -91,7 +113,7 @@ pub struct Store {
     compactable: bool,
     /// What was cut off when the store was opened.
     cut_off: Option<String>,
-    pending: BTreeMap<Prefix, Record>,
+    pending: BTreeMap<Key, Value>,
     /// Records that found `pending` full.
     refused: u64,
     buffer: Vec<u8>,
@@ -180,25 +202,43 @@ impl Store {
         })
     }
 
-    /// All records, by prefix. A damaged one is an error for itself only: it is passed to
-    /// `damaged` and skipped, and what was written before for its prefix counts. Damage behind
+    /// All records, by key. A damaged one is an error for itself only: it is passed to
+    /// `damaged` and skipped, and what was written before for its key counts. Damage behind
     /// which no record can be made out ends its segment, and the error says how much that is.
-    pub fn load(
-        &self,
-        mut damaged: impl FnMut(StoreError),
-    ) -> Result<Vec<(Prefix, Record)>, StoreError> {
+    pub fn load(&self, mut damaged: impl FnMut(StoreError)) -> Result<Loaded, StoreError> {
         if let Some(what) = &self.cut_off {
             damaged(StoreError::Damaged(what.clone()));
         }
-        let newest = log::merge(&self.dir.path, self.number, &mut damaged)?;
-        Ok(newest.into_iter().collect())
+        let mut loaded = Loaded::default();
+        for (key, value) in log::merge(&self.dir.path, self.number, &mut damaged)? {
+            match (key, value) {
+                (Key::Prefix(prefix), Value::Record(record)) => {
+                    loaded.records.push((prefix, record));
+                }
+                (Key::Note(key), Value::Note(octets)) => loaded.notes.push(Note { key, octets }),
+                (Key::Prefix(_), Value::Note(_)) | (Key::Note(_), Value::Record(_)) => {
+                    unreachable!("a value is decoded together with its key")
+                }
+            }
+        }
+        Ok(loaded)
     }
 
     /// Takes a record for the next [`Self::commit`]; a newer one replaces an older one. When
     /// [`PENDING_MAX`] wait already, one of a further prefix is refused and counted.
     pub fn put(&mut self, prefix: Prefix, record: Record) {
-        if self.pending.len() < self.pending_max || self.pending.contains_key(&prefix) {
-            self.pending.insert(prefix, record);
+        self.put_value(Key::Prefix(prefix), Value::Record(record));
+    }
+
+    /// As [`Self::put`].
+    pub fn put_note(&mut self, note: Note) {
+        assert!(note.key.len() <= NOTE_KEY_LEN_MAX && note.octets.len() <= NOTE_LEN_MAX);
+        self.put_value(Key::Note(note.key), Value::Note(note.octets));
+    }
+
+    fn put_value(&mut self, key: Key, value: Value) {
+        if self.pending.len() < self.pending_max || self.pending.contains_key(&key) {
+            self.pending.insert(key, value);
         } else {
             self.refused += 1;
         }
@@ -251,8 +291,8 @@ impl Store {
         if self.len >= self.segment_len_max {
             self.begin_segment()?;
         }
-        for (&prefix, record) in &self.pending {
-            log::frame(&mut self.buffer, |out| codec::encode(prefix, record, out));
+        for (key, value) in &self.pending {
+            log::frame(&mut self.buffer, |out| codec::encode(key, value, out));
         }
         if let Err(error) = (&*self.active).write_all(&self.buffer) {
             // At once, so that a crash from here on finds a clean end; if this fails, too, the
@@ -361,7 +401,7 @@ mod tests {
         fn state(&self) -> (Vec<(Prefix, Record)>, Vec<String>) {
             let mut damaged = Vec::new();
             let all = self.open().load(|error| damaged.push(error.to_string())).unwrap();
-            (all, damaged)
+            (all.records, damaged)
         }
 
         fn names(&self) -> Vec<String> {
@@ -484,7 +524,9 @@ mod tests {
         for n in 1..4 {
             store.put(prefix(n), gone(10 + n));
             let mut octets = Vec::new();
-            log::frame(&mut octets, |out| codec::encode(prefix(n), &gone(10 + n), out));
+            log::frame(&mut octets, |out| {
+                codec::encode(&Key::Prefix(prefix(n)), &Value::Record(gone(10 + n)), out)
+            });
             ends.push(ends.last().unwrap() + octets.len());
         }
         store.commit().unwrap();

@@ -1,0 +1,349 @@
+//! `[lisp]`.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::super::Period;
+use super::super::checked::{
+    Ingress, Lisp, LispKey, LispServer, LispSite, LispSubscriber, MapServer,
+};
+use super::super::file::{
+    Encapsulation, File, IngressPolicy, LispAlgorithm, LispSection, LispServerSection, Mode,
+};
+use super::{Checker, NAME_RULE, is_plain_name};
+use crate::types::lisp::{InstanceId, SiteId, XtrId};
+use crate::types::{AnchorId, Locator, Prefix};
+
+/// Outer headers of the largest combination (IPv6, UDP, LISP) on top of IPv6's smallest MTU.
+const MTU_MIN: u32 = 1280 + 56;
+
+/// The xTR-ID of a killick that is given none: the letters of the name, then the anchor id.
+pub fn xtr_id_of(anchor: AnchorId) -> XtrId {
+    XtrId(u128::from_be_bytes(*b"killick\0\0\0\0\0\0\0\0\0") | u128::from(anchor.0))
+}
+
+impl Checker<'_, '_> {
+    pub(super) fn lisp(&mut self, file: &File, pools: &[Prefix]) -> Option<Option<Lisp>> {
+        let Some(section) = &file.lisp else { return Some(None) };
+        if section.instance_id.is_some_and(|iid| iid > InstanceId::MAX.0) {
+            self.error("lisp.instance-id", "an instance id has 24 bits: at most 16777215");
+        }
+        for (i, address) in section.listen.iter().flatten().enumerate() {
+            if address.is_multicast() {
+                self.error(&format!("lisp.listen[{i}]"), format!("{address} is a group"));
+            }
+        }
+        let mode = file.mobility.as_ref().and_then(|m| m.mode);
+        let delivers = matches!(mode, Some(Mode::Distributed | Mode::Client));
+        let fe_e = file.mobility.as_ref().and_then(|m| m.fe_e);
+        let rloc = section.rloc.or(fe_e.filter(|_| delivers)).unwrap_or_default();
+        self.rloc(section, rloc, delivers);
+        let xtr_id = match &section.xtr_id {
+            Some(text) => self.xtr_id(text, "lisp.xtr-id"),
+            None => file.node.anchor_id.map(xtr_id_of),
+        };
+        let mtu = section.mtu.unwrap_or(1500);
+        if !(MTU_MIN..=65_535).contains(&mtu) {
+            self.error_hint(
+                "lisp.mtu",
+                format!("{mtu} leaves no room for packets of 1280 octets inside a tunnel"),
+                format!("{MTU_MIN} to 65535"),
+            );
+        }
+        self.interfaces(section);
+        let servers = self.map_servers(section, delivers);
+        let ingress = self.ingress(section, pools);
+        let probe_interval = section.probe_interval.map_or(Duration::from_secs(10), |p| p.0);
+        if !probe_interval.is_zero() && probe_interval < Duration::from_secs(1) {
+            self.error("lisp.probe-interval", "must be \"0s\" (never) or at least \"1s\"");
+        }
+        let server = section.server.as_ref().map(|server| self.lisp_server(file, server, pools));
+        if section.server.is_none()
+            && section.map_server.is_empty()
+            && section.map_resolver.is_empty()
+            && !self.document.was_taken_out("lisp.server")
+            && !self.document.was_taken_out("lisp.map-server")
+        {
+            self.error_hint(
+                "lisp",
+                "[lisp] has neither a [lisp.server] nor a [[lisp.map-server]]",
+                "be the map-server, or name one",
+            );
+        }
+        let anchor_id = file.node.anchor_id;
+        let servers = servers?;
+        let mut map_resolvers = section.map_resolver.clone();
+        if map_resolvers.is_empty() {
+            map_resolvers.extend(servers.iter().map(|s: &MapServer| s.address));
+        }
+        Some(Some(Lisp {
+            iid: InstanceId(section.instance_id.unwrap_or(0)),
+            listen: section
+                .listen
+                .clone()
+                .unwrap_or_else(|| vec![IpAddr::from([0u8; 4]), IpAddr::from([0u16; 8])]),
+            rloc,
+            xtr_id: xtr_id?,
+            site_id: SiteId(section.site_id.unwrap_or(u64::from(anchor_id?.0))),
+            encapsulation: section.encapsulation.unwrap_or_default(),
+            mtu,
+            inner_interfaces: section.inner_interfaces.clone(),
+            outer_interfaces: section.outer_interfaces.clone(),
+            map_resolvers,
+            map_servers: servers,
+            ingress: ingress?,
+            probe_interval,
+            departed_keep: section.departed_keep.map_or(Duration::from_secs(180), |p| p.0),
+            server: match server {
+                Some(server) => Some(server?),
+                None => None,
+            },
+        }))
+    }
+
+    fn rloc(&mut self, section: &LispSection, rloc: Locator, delivers: bool) {
+        let tunnels = delivers || !section.ingress.is_empty();
+        if tunnels && rloc == Locator::default() && !self.document.was_taken_out("lisp.rloc") {
+            self.error_hint(
+                "lisp",
+                "`rloc` is missing in [lisp]",
+                "our address where tunnels end: rloc = { ipv4 = \"192.0.2.1\" }",
+            );
+        }
+        if rloc.ipv4.is_some_and(|a| a.is_unspecified() || a.is_multicast())
+            || rloc.ipv6.is_some_and(|a| a.is_unspecified() || a.is_multicast())
+        {
+            self.error("lisp.rloc", "is not the address of a router");
+        }
+    }
+
+    fn xtr_id(&mut self, text: &str, path: &str) -> Option<XtrId> {
+        let id = (text.len() == 32).then(|| u128::from_str_radix(text, 16).ok()).flatten();
+        if id.is_none() {
+            self.error(path, "an xTR-ID has 32 hexadecimal digits");
+        }
+        id.map(XtrId)
+    }
+
+    fn interfaces(&mut self, section: &LispSection) {
+        let is_ebpf = section.encapsulation == Some(Encapsulation::Ebpf);
+        for (key, names) in [
+            ("lisp.inner-interfaces", &section.inner_interfaces),
+            ("lisp.outer-interfaces", &section.outer_interfaces),
+        ] {
+            if !is_ebpf && !names.is_empty() {
+                self.warn(key, "only encapsulation \"ebpf\" looks at interfaces", "remove it");
+            }
+            for (i, name) in names.iter().enumerate() {
+                if name.is_empty() || name.len() > 15 || name.contains(['/', ' ']) {
+                    self.error(&format!("{key}[{i}]"), "is not the name of an interface");
+                }
+            }
+        }
+        if is_ebpf && section.inner_interfaces.is_empty() && section.outer_interfaces.is_empty() {
+            self.error_hint(
+                "lisp.encapsulation",
+                "\"ebpf\" needs to know the interfaces",
+                "set inner-interfaces and outer-interfaces",
+            );
+        }
+    }
+
+    fn lisp_key(
+        &mut self,
+        table: &str,
+        id: Option<u8>,
+        file: &Option<PathBuf>,
+        algorithm: Option<LispAlgorithm>,
+    ) -> Option<LispKey> {
+        let file = self.required(file, table, "key-file")?;
+        Some(LispKey {
+            id: id.unwrap_or(1),
+            file: self.path(&file),
+            algorithm: algorithm.unwrap_or_default(),
+        })
+    }
+
+    fn map_servers(&mut self, section: &LispSection, delivers: bool) -> Option<Vec<MapServer>> {
+        let mut servers = Vec::new();
+        let mut complete = true;
+        for (i, server) in section.map_server.iter().enumerate() {
+            let table = format!("lisp.map-server[{i}]");
+            let address = self.required(&server.address, &table, "address");
+            if address.is_some_and(|a| a.is_unspecified() || a.is_multicast()) {
+                self.error(&format!("{table}.address"), "is not the address of a map-server");
+            }
+            if address.is_some()
+                && let Some(n) =
+                    section.map_server[..i].iter().position(|other| other.address == address)
+            {
+                let line = self.at_line(&format!("lisp.map-server[{n}].address"));
+                self.error(&format!("{table}.address"), format!("is configured twice{line}"));
+            }
+            let key = self.lisp_key(&table, server.key_id, &server.key_file, server.algorithm);
+            match (address, key) {
+                (Some(address), Some(key)) => servers.push(MapServer {
+                    address,
+                    key,
+                    register: server.register.unwrap_or(delivers),
+                }),
+                _ => complete = false,
+            }
+        }
+        complete.then_some(servers)
+    }
+
+    fn ingress(&mut self, section: &LispSection, pools: &[Prefix]) -> Option<Vec<Ingress>> {
+        let mut all = Vec::new();
+        let mut complete = true;
+        for (i, entry) in section.ingress.iter().enumerate() {
+            let table = format!("lisp.ingress[{i}]");
+            let Some(prefix) = self.required(&entry.prefix, &table, "prefix") else {
+                complete = false;
+                continue;
+            };
+            if let Some(n) = section.ingress[..i].iter().position(|e| e.prefix == Some(prefix)) {
+                let line = self.at_line(&format!("lisp.ingress[{n}].prefix"));
+                self.error(&format!("{table}.prefix"), format!("is configured twice{line}"));
+            }
+            if prefix.len() == 0 {
+                self.error(&format!("{table}.prefix"), "cannot be the whole address space");
+            }
+            let policy = entry.policy.unwrap_or_default();
+            if policy == IngressPolicy::Push && section.map_server.is_empty() {
+                self.error_hint(
+                    &format!("{table}.policy"),
+                    "\"push\" subscribes at a map-server, and there is none",
+                    "add [[lisp.map-server]]",
+                );
+            }
+            all.push(Ingress { prefix, policy });
+        }
+        let covers = |pool: &Prefix| all.iter().any(|i| i.prefix.family() == pool.family());
+        if !all.is_empty() && !pools.is_empty() && !pools.iter().any(covers) {
+            self.warn(
+                "lisp.ingress[0]",
+                "no pool has the family of an ingress prefix",
+                "write the pools, or a prefix that covers them",
+            );
+        }
+        complete.then_some(all)
+    }
+
+    fn lisp_server(
+        &mut self,
+        file: &File,
+        server: &LispServerSection,
+        pools: &[Prefix],
+    ) -> Option<LispServer> {
+        let Period(record_ttl) = server.record_ttl.unwrap_or(Period(Duration::from_secs(3600)));
+        if record_ttl.subsec_nanos() != 0
+            || record_ttl.as_secs() % 60 != 0
+            || !(60..=60 * 60 * 24 * 30).contains(&record_ttl.as_secs())
+        {
+            self.error("lisp.server.record-ttl", "must be whole minutes, from \"1m\" to \"30d\"");
+        }
+        let allow_sha1 = server.allow_sha1.unwrap_or(false);
+        let mut sites = Vec::new();
+        let mut complete = true;
+        for i in 0..server.site.len() {
+            match self.site(file, server, i, pools, allow_sha1) {
+                Some(site) => sites.push(site),
+                None => complete = false,
+            }
+        }
+        let mut subscribers = Vec::new();
+        for i in 0..server.subscriber.len() {
+            match self.subscriber(server, i, allow_sha1) {
+                Some(subscriber) => subscribers.push(subscriber),
+                None => complete = false,
+            }
+        }
+        complete.then_some(LispServer { record_ttl, allow_sha1, sites, subscribers })
+    }
+
+    fn site(
+        &mut self,
+        file: &File,
+        server: &LispServerSection,
+        i: usize,
+        pools: &[Prefix],
+        allow_sha1: bool,
+    ) -> Option<LispSite> {
+        let site = &server.site[i];
+        let table = format!("lisp.server.site[{i}]");
+        let name = self.required(&site.name, &table, "name");
+        if name.as_deref().is_some_and(|name| !is_plain_name(name)) {
+            self.error(&format!("{table}.name"), NAME_RULE);
+        }
+        let anchor_id = self.required(&site.anchor_id, &table, "anchor-id");
+        let earlier = &server.site[..i];
+        if name.is_some() && earlier.iter().any(|s| s.name == name) {
+            self.error(&format!("{table}.name"), "two sites have this name");
+        }
+        if anchor_id.is_some() && anchor_id == file.node.anchor_id {
+            self.error(&format!("{table}.anchor-id"), "is this node's own anchor id");
+        }
+        if anchor_id.is_some() && earlier.iter().any(|s| s.anchor_id == anchor_id) {
+            self.error(&format!("{table}.anchor-id"), "two sites have this anchor id");
+        }
+        let key = self.lisp_key(&table, site.key_id, &site.key_file, site.algorithm);
+        self.sha1(&table, site.algorithm, allow_sha1);
+        let prefixes = match &site.prefixes {
+            Some(prefixes) => prefixes.clone(),
+            None => pools.to_vec(),
+        };
+        if prefixes.is_empty() {
+            self.error_hint(&table, "the site may register nothing", "give its `prefixes`");
+        }
+        let anchor_id = anchor_id?;
+        Some(LispSite {
+            name: name?,
+            anchor_id,
+            site_id: SiteId(site.site_id.unwrap_or(u64::from(anchor_id.0))),
+            key: key?,
+            prefixes,
+            merge: site.merge.unwrap_or(false),
+        })
+    }
+
+    fn sha1(&mut self, table: &str, algorithm: Option<LispAlgorithm>, allowed: bool) {
+        if algorithm == Some(LispAlgorithm::Sha1) && !allowed {
+            self.error_hint(
+                &format!("{table}.algorithm"),
+                "HMAC-SHA-1-96 is off",
+                "\"sha256\", or allow-sha1 = true in [lisp.server] for old peers",
+            );
+        }
+    }
+
+    fn subscriber(
+        &mut self,
+        server: &LispServerSection,
+        i: usize,
+        allow_sha1: bool,
+    ) -> Option<LispSubscriber> {
+        let entry = &server.subscriber[i];
+        let table = format!("lisp.server.subscriber[{i}]");
+        let name = self.required(&entry.name, &table, "name");
+        if name.as_deref().is_some_and(|name| !is_plain_name(name)) {
+            self.error(&format!("{table}.name"), NAME_RULE);
+        }
+        let xtr_id = match (&entry.xtr_id, entry.anchor_id) {
+            (Some(text), _) => self.xtr_id(text, &format!("{table}.xtr-id")),
+            (None, Some(anchor)) => Some(xtr_id_of(anchor)),
+            (None, None) => {
+                self.error_hint(
+                    &table,
+                    "who may subscribe is not said",
+                    "give its `anchor-id`, or its `xtr-id`",
+                );
+                None
+            }
+        };
+        let key = self.lisp_key(&table, entry.key_id, &entry.key_file, entry.algorithm);
+        self.sha1(&table, entry.algorithm, allow_sha1);
+        Some(LispSubscriber { name: name?, xtr_id: xtr_id?, key: key?, rlocs: entry.rlocs.clone() })
+    }
+}

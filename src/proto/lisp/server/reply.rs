@@ -1,0 +1,340 @@
+//! Map-Request (RFC 9301 §5.2, §5.3, §8.3, §8.4): the longest match is answered, or passed on to
+//! its ETR; what is not there is answered by the largest prefix around it that has nothing in it.
+//!
+//! A covering registration with others inside it (an aggregate) is narrowed in the same way, so
+//! that no ITR takes it for those others.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::key::{EidKey, largest_free};
+use super::register::{eid, eid_key, rlocs_of_others};
+use super::registrations::Slot;
+use super::{MapServer, Mapping, Mappings, Output, Refusal};
+use crate::types::lisp::{MapVersion, NegativeAction};
+use crate::types::{Instant, Prefix};
+use crate::wire::lisp::{
+    CONTROL_PORT, Ecm, EidRecord, MapReply, MapRequest, Message, RequestRecord, RlocAddress,
+};
+
+/// Records of one request that are answered; the rest is counted and left out.
+const RECORDS_MAX: usize = 16;
+
+/// How a request came: as it was inside, and from where to where.
+pub(super) struct Envelope<'a> {
+    pub source: (IpAddr, u16),
+    /// Inner destination and LISP-SEC data, when it came in an ECM.
+    pub encapsulated: Option<((IpAddr, u16), Option<&'a [u8]>)>,
+    pub message: &'a [u8],
+}
+
+impl<'a> Envelope<'a> {
+    pub fn direct(from: SocketAddr, raw: &'a [u8]) -> Self {
+        Self { source: (from.ip(), from.port()), encapsulated: None, message: raw }
+    }
+
+    pub fn encapsulated(ecm: &'a Ecm) -> Self {
+        let destination = (ecm.destination, ecm.security.as_deref());
+        Self { source: ecm.source, encapsulated: Some(destination), message: &ecm.message }
+    }
+}
+
+/// What a query meets.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Match {
+    Registered(Slot),
+    Mobile(EidKey, Mapping),
+    Nothing,
+}
+
+impl MapServer {
+    pub(super) fn handle_request(
+        &mut self,
+        now: Instant,
+        from: SocketAddr,
+        request: &MapRequest,
+        envelope: Envelope<'_>,
+        mappings: &impl Mappings,
+        out: &mut Vec<Output>,
+    ) -> Result<(), Refusal> {
+        self.counters.requests += 1;
+        if request.probe {
+            return Err(Refusal::Probe);
+        }
+        if request.smr {
+            return Err(Refusal::Solicit);
+        }
+        if self.per_source.as_mut().is_some_and(|b| !b.take(from.ip(), now)) {
+            return Err(Refusal::SourceRate);
+        }
+        let mut records = request.records.as_slice();
+        if records.len() > RECORDS_MAX {
+            records = &records[..RECORDS_MAX];
+            self.refuse(from, Refusal::Records, out);
+        }
+        // A subscription is answered by a Map-Notify, and what is refused by a Map-Reply.
+        let mut replies = Vec::with_capacity(records.len());
+        let mut asked = std::borrow::Cow::Borrowed(records);
+        if records.iter().any(|r| r.notify) {
+            asked =
+                self.subscribe(now, from, request, records, mappings, &mut replies, out)?.into();
+        }
+        let unsubscribes = matches!(request.itr_rlocs[..], [RlocAddress::None]);
+        let reply_to = if unsubscribes && !replies.is_empty() {
+            // Refused: there is no ITR-RLOC, so to where it came from (RFC 9437 §5).
+            Some(from.ip())
+        } else {
+            choose_rloc(&request.itr_rlocs, from.ip())
+        };
+        let mut forward = None;
+        for record in asked.iter() {
+            if reply_to.is_none() {
+                return Err(Refusal::ItrRloc);
+            }
+            if self.per_eid.as_mut().is_some_and(|b| !b.take(eid_key(&record.eid), now)) {
+                self.refuse(from, Refusal::EidRate, out);
+                continue;
+            }
+            match self.answer(record, request.authoritative, mappings) {
+                Ok(Answer::Reply(record)) => replies.push(record),
+                Ok(Answer::Forward(slot)) => forward = forward.or(Some(slot)),
+                Err(reason) => self.refuse(from, reason, out),
+            }
+        }
+        if request.dont_reply {
+            return Ok(());
+        }
+        if let Some(slot) = forward {
+            self.forward(now, slot, request.nonce, &envelope, records, out)?;
+        }
+        if !replies.is_empty() {
+            let ip = reply_to.ok_or(Refusal::ItrRloc)?;
+            let negative = replies.iter().filter(|r| r.rlocs.is_empty()).count();
+            self.counters.negative_replies += negative as u64;
+            self.counters.replies += 1;
+            out.push(Output::Send {
+                to: SocketAddr::new(ip, envelope.source.1),
+                message: Message::MapReply(MapReply {
+                    probe: false,
+                    echo_nonce: false,
+                    nonce: request.nonce,
+                    records: replies,
+                    security: None,
+                }),
+                sign_with: None,
+            });
+        }
+        Ok(())
+    }
+
+    /// The longest match of the table and of the location database. Of the same prefix the
+    /// location database knows better.
+    pub(super) fn find_match(&self, query: EidKey, mappings: &impl Mappings) -> Match {
+        let slot = self.registrations.find_longest(query);
+        let of_slot = slot.map_or(Match::Nothing, Match::Registered);
+        let prefix = query.prefix();
+        if !self.is_mobile(query.iid(), prefix) {
+            return of_slot;
+        }
+        let bound = mappings.find(query.iid(), prefix.addr());
+        match bound.filter(|(p, _)| p.contains(prefix)) {
+            Some((bound, mapping))
+                if slot.is_none_or(|s| self.registrations.key(s).len() <= bound.len()) =>
+            {
+                Match::Mobile(EidKey::new(query.iid(), bound), mapping)
+            }
+            Some(_) | None => of_slot,
+        }
+    }
+
+    fn answer(
+        &self,
+        record: &RequestRecord,
+        authoritative: bool,
+        mappings: &impl Mappings,
+    ) -> Result<Answer, Refusal> {
+        let query = eid_key(&record.eid).ok_or(Refusal::EidKind)?;
+        if let Some(denied) = self.find_denied(query) {
+            return Ok(Answer::Reply(negative(
+                denied,
+                NegativeAction::DropPolicyDenied,
+                self.config.outside_ttl_min,
+            )));
+        }
+        let found = self.find_match(query, mappings);
+        if let Match::Registered(slot) = found {
+            let flags = self.registrations.entry(slot).flags;
+            // A: the asker wants it from the site itself.
+            if !flags.proxy || authoritative && !self.is_forced(slot) {
+                return Ok(Answer::Forward(slot));
+            }
+        }
+        Ok(Answer::Reply(self.record(query, found)))
+    }
+
+    fn is_forced(&self, slot: Slot) -> bool {
+        let holder = self.sites.find_xtr(self.registrations.entry(slot).holder);
+        holder.is_some_and(|x| self.sites.get(x.site).proxy_reply == super::ProxyReply::Forced)
+    }
+
+    /// The configured refusal for an EID: the prefix of it.
+    pub(super) fn find_denied(&self, query: EidKey) -> Option<EidKey> {
+        let denied = self.config.denied.iter().map(|&(iid, prefix)| EidKey::new(iid, prefix));
+        denied.filter(|d| d.contains(query)).max_by_key(|d| d.len())
+    }
+
+    /// What is said about a query that met this.
+    pub(super) fn record(&self, query: EidKey, found: Match) -> EidRecord {
+        match found {
+            Match::Registered(slot) => {
+                let mut record = self.registered_record(slot);
+                let key = self.registrations.key(slot);
+                if key != query || !key.prefix().is_host() {
+                    record.eid = eid(self.narrow(query, key));
+                }
+                record
+            }
+            Match::Mobile(key, mapping) => {
+                let mut record = self.mobile_record(key, mapping);
+                if key != query {
+                    record.eid = eid(self.narrow(query, key));
+                }
+                record
+            }
+            Match::Nothing => self.nothing(query),
+        }
+    }
+
+    /// What is registered, as it is; not for what is only published.
+    pub(super) fn registered_record(&self, slot: Slot) -> EidRecord {
+        let content = self.registrations.content(slot);
+        EidRecord {
+            ttl_min: content.map_or(0, |c| c.ttl_min),
+            action: NegativeAction::NoAction,
+            authoritative: false,
+            version: self.registrations.entry(slot).version,
+            eid: eid(self.registrations.key(slot)),
+            rlocs: content.map(|c| rlocs_of_others(&c.rlocs)).unwrap_or_default(),
+        }
+    }
+
+    /// The largest prefix around a query, within the one that covers it, in which nothing else is
+    /// registered. Around the first address, when the query is a prefix with others in it.
+    fn narrow(&self, query: EidKey, within: EidKey) -> EidKey {
+        let prefix = query.prefix();
+        let host = EidKey::new(query.iid(), Prefix::host(prefix.addr()));
+        let target =
+            if self.registrations.inside(query, query).next().is_some() { host } else { query };
+        self.registrations.largest_free(target, Some(within))
+    }
+
+    /// RFC 9301 §8.3: not there, and why.
+    fn nothing(&self, query: EidKey) -> EidRecord {
+        let host = EidKey::new(query.iid(), Prefix::host(query.prefix().addr()));
+        match self.find_configured(host) {
+            Some(configured) => {
+                let free = self.registrations.largest_free(host, Some(configured));
+                negative(free, NegativeAction::NativelyForward, self.config.unregistered_ttl_min)
+            }
+            None => {
+                let registered = self.registrations.largest_free(host, None);
+                let [before, after] = self.sites.neighbors(host);
+                let configured = largest_free(host, None, before, after);
+                let pools = self
+                    .pools()
+                    .filter_map(|pool| Some(host.cut((host.common(pool)? + 1).min(host.len()))));
+                let free = pools.chain([registered, configured]).max_by_key(|k| k.len());
+                let free = free.expect("two at least");
+                negative(free, NegativeAction::NativelyForward, self.config.outside_ttl_min)
+            }
+        }
+    }
+
+    fn pools(&self) -> impl Iterator<Item = EidKey> {
+        self.config.mobile_pools.iter().map(|&p| EidKey::new(self.config.mobile_iid, p))
+    }
+
+    /// The longest prefix of a site, or mobile pool, that covers a key.
+    fn find_configured(&self, key: EidKey) -> Option<EidKey> {
+        let pools = self.pools().filter(|pool| pool.contains(key));
+        pools.chain(self.sites.find_configured(key)).max_by_key(|k| k.len())
+    }
+
+    /// Whether a whole site's prefix, or mobile pool, lies inside a key (or is it).
+    pub(super) fn holds_configured(&self, key: EidKey) -> bool {
+        let [_, next] = self.sites.neighbors(key);
+        next.is_some_and(|site| key.contains(site)) || self.pools().any(|pool| key.contains(pool))
+    }
+
+    /// Passes a request on to an ETR, unchanged (§8.3).
+    fn forward(
+        &mut self,
+        now: Instant,
+        slot: Slot,
+        nonce: u64,
+        envelope: &Envelope<'_>,
+        records: &[RequestRecord],
+        out: &mut Vec<Output>,
+    ) -> Result<(), Refusal> {
+        let to = self.choose_etr(slot, nonce).ok_or(Refusal::NoEtr)?;
+        if !self.forward.take(self.config.limits.forwarded, now) {
+            return Err(Refusal::ForwardRate);
+        }
+        let (destination, security) = match envelope.encapsulated {
+            Some((destination, security)) => (destination, security.map(<[u8]>::to_vec)),
+            None => {
+                // The inner destination is an EID (§5.8).
+                let eid = records.iter().find_map(|r| eid_key(&r.eid)).ok_or(Refusal::EidKind)?;
+                ((eid.prefix().addr(), CONTROL_PORT), None)
+            }
+        };
+        self.counters.forwarded += 1;
+        out.push(Output::Send {
+            to: SocketAddr::new(to, CONTROL_PORT),
+            message: Message::Ecm(Ecm {
+                ddt: false,
+                security,
+                source: envelope.source,
+                destination,
+                message: envelope.message.to_vec(),
+            }),
+            sign_with: None,
+        });
+        Ok(())
+    }
+
+    /// One of the locators of the best priority that can be reached; which one changes with the
+    /// nonce, so that a repeated question can go to another. Else where it was registered from.
+    fn choose_etr(&self, slot: Slot, nonce: u64) -> Option<IpAddr> {
+        let holder = self.sites.find_xtr(self.registrations.entry(slot).holder)?;
+        let rlocs = &self.registrations.content(slot)?.rlocs;
+        let usable = || rlocs.iter().filter(|r| r.reachable && r.priority != 255);
+        let best = usable().map(|r| r.priority).min();
+        let of_best: Vec<IpAddr> =
+            usable().filter(|r| Some(r.priority) == best).filter_map(|r| r.address.ip()).collect();
+        let count = u64::try_from(of_best.len()).unwrap_or(1).max(1);
+        let at = usize::try_from(nonce % count).unwrap_or(0);
+        Some(of_best.get(at).copied().unwrap_or(holder.addr))
+    }
+}
+
+enum Answer {
+    Reply(EidRecord),
+    Forward(Slot),
+}
+
+pub(super) fn negative(key: EidKey, action: NegativeAction, ttl_min: u32) -> EidRecord {
+    EidRecord {
+        ttl_min,
+        action,
+        authoritative: false,
+        version: MapVersion::NULL,
+        eid: eid(key),
+        rlocs: Vec::new(),
+    }
+}
+
+/// Where to answer: an ITR-RLOC of the family that the request came by, else the first one.
+pub(super) fn choose_rloc(rlocs: &[RlocAddress], from: IpAddr) -> Option<IpAddr> {
+    let addrs = || rlocs.iter().filter_map(RlocAddress::ip);
+    addrs().find(|a| a.is_ipv4() == from.is_ipv4()).or_else(|| addrs().next())
+}

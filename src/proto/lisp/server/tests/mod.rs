@@ -1,0 +1,9 @@
+//! A Map-Server between ETRs and ITRs that are only keys and messages: every message is encoded,
+//! signed and decoded on its way, as on a wire.
+
+mod lab;
+mod publish;
+mod refuse;
+mod register;
+mod reply;
+mod size;

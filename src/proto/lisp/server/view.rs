@@ -1,0 +1,144 @@
+//! The tables as `killick lisp registrations|subscriptions` and the metrics show them.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use super::pubsub::State;
+use super::registrations::Seconds;
+use super::{Counters, MapServer, XtrName};
+use crate::types::lisp::{InstanceId, MapVersion, XtrId};
+use crate::types::{Instant, Prefix};
+use crate::wire::lisp::RlocRecord;
+
+/// One registered (or published) EID.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RegistrationView<'a> {
+    pub iid: InstanceId,
+    pub prefix: Prefix,
+    /// Who registers it; `None`: it is published from the location database only.
+    pub site: Option<&'a str>,
+    pub xtr: Option<XtrName>,
+    pub rlocs: &'a [RlocRecord],
+    pub ttl_min: u32,
+    pub version: MapVersion,
+    /// Until it ends unless it is refreshed.
+    pub remaining: Option<Duration>,
+    pub mobile: bool,
+    pub merged: bool,
+    pub proxy: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubscriptionView<'a> {
+    pub iid: InstanceId,
+    pub prefix: Prefix,
+    pub xtr: XtrId,
+    pub rlocs: &'a [IpAddr],
+    /// The last one in use.
+    pub nonce: u64,
+    /// Of a temporary one.
+    pub remaining: Option<Duration>,
+    pub configured: bool,
+    /// Left out of a less specific one.
+    pub muted: bool,
+    /// Something was given up and not yet told again.
+    pub behind: bool,
+}
+
+/// How full the tables are.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sizes {
+    pub eids: usize,
+    pub rloc_sets: usize,
+    pub xtrs: usize,
+    pub subscriptions: usize,
+    pub outstanding: usize,
+    /// Octets of the heap that grow with the EIDs.
+    pub eid_bytes: usize,
+}
+
+impl MapServer {
+    /// A page of at most `limit` EIDs from `cursor` on (0 at first), and the next cursor.
+    pub fn registrations(
+        &self,
+        now: Instant,
+        cursor: u32,
+        limit: usize,
+    ) -> (Vec<RegistrationView<'_>>, Option<u32>) {
+        let (slots, next) = self.registrations.page(cursor, limit);
+        let seconds = Seconds::at(now).0;
+        let view = |slot| {
+            let entry = self.registrations.entry(slot);
+            let key = self.registrations.key(slot);
+            let xtr = self.sites.find_xtr(entry.holder);
+            let content = self.registrations.content(slot);
+            let left = entry.expires.0.saturating_sub(seconds);
+            RegistrationView {
+                iid: key.iid(),
+                prefix: key.prefix(),
+                site: xtr.map(|x| self.sites.get(x.site).name.as_str()),
+                xtr: xtr.map(|x| x.name),
+                rlocs: content.map_or(&[], |c| &c.rlocs),
+                ttl_min: content.map_or(0, |c| c.ttl_min),
+                version: entry.version,
+                remaining: content.map(|_| Duration::from_secs(u64::from(left))),
+                mobile: entry.flags.mobile,
+                merged: entry.flags.merged,
+                proxy: entry.flags.proxy,
+            }
+        };
+        (slots.into_iter().map(view).collect(), next)
+    }
+
+    /// A page of at most `limit` subscriptions from `cursor` on (0 at first), and the next cursor.
+    pub fn subscriptions(
+        &self,
+        now: Instant,
+        cursor: u32,
+        limit: usize,
+    ) -> (Vec<SubscriptionView<'_>>, Option<u32>) {
+        let (page, next) = self.subscriptions.page(cursor, limit);
+        let view = |sub: &'_ super::pubsub::Subscription| {
+            let (expires, configured) = match sub.state {
+                State::Active { expires, configured } => (expires, configured),
+                State::Muted | State::Ended => (None, false),
+            };
+            (expires.map(|at| at - now), configured)
+        };
+        let views = page.into_iter().map(|sub| {
+            let (remaining, configured) = view(sub);
+            SubscriptionView {
+                iid: sub.key.iid(),
+                prefix: sub.key.prefix(),
+                xtr: self.subscriptions.itr(sub.itr).xtr_id,
+                rlocs: &sub.rlocs,
+                nonce: sub.nonce,
+                remaining,
+                configured,
+                muted: sub.state == State::Muted,
+                behind: sub.behind,
+            }
+        });
+        (views.collect(), next)
+    }
+
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Map-Notify messages sent again, and sent once only because too many waited.
+    pub fn retransmitted(&self) -> (u64, u64) {
+        (self.outstanding.retransmitted, self.outstanding.unwatched)
+    }
+
+    pub fn sizes(&self) -> Sizes {
+        Sizes {
+            eids: self.registrations.len(),
+            rloc_sets: self.registrations.contents_len(),
+            xtrs: self.sites.xtrs_len(),
+            subscriptions: self.subscriptions.len(),
+            outstanding: self.outstanding.len(),
+            eid_bytes: self.registrations.heap_bytes(),
+        }
+    }
+}
