@@ -70,7 +70,7 @@ impl Key for Key6 {
 
 /// Eight octets that do not ask for a place divisible by eight.
 #[derive(Clone, Copy)]
-#[repr(packed(4))]
+#[repr(Rust, packed(4))]
 struct Word(u64);
 
 /// Which stage it is; the deadline that it may have is beside it.
