@@ -65,8 +65,7 @@ impl Lab {
             ip(namespace, "link set u0 up");
             // What a network card would compute, nobody does on a veth pair; the kernel's own
             // receiver knows, one in user space does not see it.
-            let offload = ["netns", "exec", namespace, "ethtool", "-K", "u0", "tx", "off"];
-            assert!(run("ip", &offload), "checksums are to be computed");
+            gateway.inside(checksums_are_computed);
             ip(namespace, &format!("addr add {rloc4}/24 dev u0"));
             ip(namespace, &format!("addr add {rloc6}/64 dev u0 nodad"));
             ip(namespace, &format!("addr add {eid4}/32 dev lo"));
@@ -154,6 +153,31 @@ fn apply(tun: &mut Tun, changes: &[EncapChange]) {
     assert_eq!(results, vec![Ok(()); changes.len()], "{changes:?}");
 }
 
+/// `ethtool -K u0 tx off`.
+fn checksums_are_computed() {
+    #[repr(C)]
+    struct Value {
+        command: u32,
+        data: u32,
+    }
+    const ETHTOOL_STXCSUM: u32 = 0x17;
+    const SIOCETHTOOL: libc::Ioctl = 0x8946;
+    let mut value = Value { command: ETHTOOL_STXCSUM, data: 0 };
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    // SAFETY: an ifreq is plain data, all zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"u0") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: `request` points to `value`, and both outlive the call.
+    let rc = unsafe {
+        use std::os::fd::AsRawFd;
+        libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw const request)
+    };
+    assert_eq!(rc, 0, "ethtool: {}", std::io::Error::last_os_error());
+}
+
 fn skip(why: &str) -> Option<Lab> {
     use std::io::Write;
     // Aloud: the test harness keeps what `eprintln!` says to itself when a test passes.
@@ -191,7 +215,7 @@ fn events(tun: &mut Tun) -> Vec<EncapEvent> {
     events
 }
 
-/// `tcpdump` on the underlay; its file is gone when this is dropped.
+/// `dumpcap` (of tshark) on the underlay; its file is gone when this is dropped.
 struct Capture {
     child: Child,
     file: std::path::PathBuf,
@@ -201,15 +225,17 @@ impl Capture {
     fn start(gateway: &Gateway) -> Self {
         let file = std::env::temp_dir().join(format!("{}.pcap", gateway.namespace));
         let child = Command::new("ip")
-            .args(["netns", "exec", &gateway.namespace, "tcpdump", "-i", "u0", "-U", "-s0", "-w"])
+            .args(["netns", "exec", &gateway.namespace, "dumpcap", "-q", "-P", "-i", "u0"])
+            .args(["-f", "udp port 4341", "-w"])
             .arg(&file)
-            .args(["udp", "port", "4341"])
-            .stderr(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
-            .expect("tcpdump is there");
+            .expect("ip is there");
         let capture = Self { child, file };
         // The header of the file is written when the capture has begun.
-        until("tcpdump began", || std::fs::metadata(&capture.file).is_ok_and(|m| m.len() >= 24));
+        until("the capture began", || {
+            std::fs::metadata(&capture.file).is_ok_and(|m| m.len() >= 24)
+        });
         capture
     }
 
