@@ -4,16 +4,18 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use super::stage::{Kind, Measured};
+use super::stage::{Kind, Measured, Telling};
 
 pub struct Report {
     cpu: usize,
     packets: u32,
     /// Per mechanism, in the order of the rounds.
     rounds: BTreeMap<Kind, Vec<Measured>>,
+    telling: Option<Telling>,
 }
 
 fn median(mut values: Vec<f64>) -> f64 {
@@ -28,11 +30,31 @@ fn median(mut values: Vec<f64>) -> f64 {
 
 impl Report {
     pub fn new(cpu: usize, packets: u32) -> Self {
-        Self { cpu, packets, rounds: BTreeMap::new() }
+        Self { cpu, packets, rounds: BTreeMap::new(), telling: None }
     }
 
     pub fn add(&mut self, kind: Kind, measured: Measured) {
         self.rounds.entry(kind).or_default().push(measured);
+    }
+
+    pub fn tell(&mut self, telling: Telling) {
+        self.telling = Some(telling);
+    }
+
+    /// Name, value, unit, bar.
+    fn told(&self) -> Vec<(&'static str, f64, &'static str, Option<f64>)> {
+        let Some(told) = &self.telling else { return Vec::new() };
+        let at = |sorted: &[Duration], hundredths: usize| {
+            let index = (sorted.len() * hundredths / 100).min(sorted.len() - 1);
+            sorted[index].as_secs_f64() * 1e6
+        };
+        vec![
+            ("dp_ebpf_installs", told.installs_per_s, "entries/s", None),
+            ("dp_ebpf_move_p50", at(&told.moves, 50), "us", Some(5.0)),
+            ("dp_ebpf_move_p99", at(&told.moves, 99), "us", None),
+            ("dp_ebpf_group_move_p50", at(&told.group_moves, 50), "us", Some(1000.0)),
+            ("dp_ebpf_group_move_p99", at(&told.group_moves, 99), "us", None),
+        ]
     }
 
     fn ns(&self, kind: Kind) -> Option<f64> {
@@ -40,9 +62,9 @@ impl Report {
     }
 
     /// Median over the rounds: a machine that is slow for a while is so for both.
-    fn ratio(&self, kind: Kind) -> Option<f64> {
+    fn ratio(&self, kind: Kind, peer: Option<Kind>) -> Option<f64> {
         let ours = self.rounds.get(&kind)?;
-        let theirs = self.rounds.get(&kind.peer()?)?;
+        let theirs = self.rounds.get(&peer?)?;
         Some(median(ours.iter().zip(theirs).map(|(a, b)| a.cpu_ns / b.cpu_ns).collect()))
     }
 
@@ -67,10 +89,13 @@ impl Report {
                 "{:18}{ns:>10.0}{:>13.0}{:>8}{:>6}{:>10}",
                 kind.name(),
                 1e9 / ns,
-                text(self.ratio(kind)),
+                text(self.ratio(kind, kind.peer())),
                 text(kind.bar()),
                 self.lost(kind)
             );
+        }
+        for (name, value, unit, _) in self.told() {
+            println!("{name:24}{value:>14.1} {unit}");
         }
         println!();
     }
@@ -79,28 +104,41 @@ impl Report {
         let mut figures = Vec::new();
         for &kind in self.rounds.keys() {
             let Some(ns) = self.ns(kind) else { continue };
-            let peer = kind.peer().filter(|peer| self.rounds.contains_key(peer));
-            let peer_ns = peer.and_then(|peer| self.ns(peer));
-            let ratio = self.ratio(kind);
-            let mut figure = |name: &str, value: f64, unit: &str, peer_value: Option<f64>| {
+            let mut figure = |name: &str, peer: Option<Kind>, value: f64, unit: &str| {
+                let peer = peer.filter(|peer| self.rounds.contains_key(peer));
+                let peer_ns = peer.and_then(|peer| self.ns(peer));
                 figures.push(json!({
                     "name": format!("dp_{}_{name}", kind.name()),
                     "value": value,
                     "unit": unit,
                     "peer": peer.map(Kind::what),
-                    "peer_value": peer_value,
-                    "ratio": ratio,
+                    "peer_value": match unit {
+                        "ns/packet" => peer_ns,
+                        "packets/s" => peer_ns.map(|ns| 1e9 / ns),
+                        _ => None,
+                    },
+                    "ratio": self.ratio(kind, peer),
+                    "bar": if name == "ratio" { kind.bar() } else { None },
                     "what": kind.what(),
                 }));
             };
-            figure("ns", ns, "ns/packet", peer_ns);
-            figure("pps", 1e9 / ns, "packets/s", peer_ns.map(|ns| 1e9 / ns));
-            if let Some(ratio) = ratio {
-                figure("ratio", ratio, "times", None);
-                if let (Some(bar), Some(last)) = (kind.bar(), figures.last_mut()) {
-                    last["bar"] = json!(bar);
+            figure("ns", kind.peer(), ns, "ns/packet");
+            figure("pps", kind.peer(), 1e9 / ns, "packets/s");
+            for (name, peer) in [("ratio", kind.peer()), ("wire_ratio", kind.other_peer())] {
+                if let Some(ratio) = self.ratio(kind, peer) {
+                    figure(name, peer, ratio, "times");
                 }
             }
+        }
+        for (name, value, unit, bar) in self.told() {
+            figures.push(json!({
+                "name": name,
+                "value": value,
+                "unit": unit,
+                "peer": null,
+                "ratio": null,
+                "bar": bar,
+            }));
         }
         figures
     }

@@ -5,9 +5,11 @@ use std::io;
 use std::os::fd::AsRawFd as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
 use killick::dataplane::ebpf::{Attached, Ebpf, Hook, Options, Role, Sizes};
 use killick::dataplane::encap::Encapsulator as _;
+use killick::dataplane::encap::gpe::{self, Gpe};
 use killick::types::lisp::{EncapChange, EntryAction, GroupId, GroupPath, InstanceId};
 use killick::types::{Locator, Prefix};
 
@@ -100,6 +102,15 @@ impl Kind {
             Self::TcBoth => Some(Self::PlainBoth),
             Self::Tc6 => Some(Self::Plain6),
             Self::Plain | Self::Plain100k | Self::PlainBoth | Self::Plain6 => None,
+        }
+    }
+
+    /// Another one, for whoever wants to know.
+    pub const fn other_peer(self) -> Option<Self> {
+        match self {
+            Self::Xdp => Some(Self::PlainWire),
+            Self::Xdp100k => Some(Self::PlainWire100k),
+            _ => None,
         }
     }
 
@@ -244,7 +255,7 @@ impl Stage {
         let meter = Meter::start(self.deferred);
         self.bench.inject(self.ifindex, packets)?;
         let (wall, cpu) = meter.stop();
-        let each = |time: std::time::Duration| time.as_secs_f64() * 1e9 / f64::from(packets);
+        let each = |time: Duration| time.as_secs_f64() * 1e9 / f64::from(packets);
         Ok(Measured {
             wall_ns: each(wall),
             cpu_ns: each(cpu),
@@ -308,16 +319,20 @@ fn links(number: u8) -> Result<()> {
     sh(&script)
 }
 
-/// As killick's kernel back end does it: one nexthop object that encapsulates.
+/// killick's kernel back end, with all that it puts on the way of a packet: routing rules, a table of
+/// its own, a group of one locator, and the guard in nftables.
 fn gpe(namespace: &str) -> Result<()> {
-    sh(&format!(
-        "ip -n {namespace} link add vx0 type vxlan dstport 4341 gpe external \
-             udp6zerocsumtx udp6zerocsumrx
-         ip -n {namespace} link set vx0 mtu 1464 up
-         ip -n {namespace} nexthop add id 100 encap ip id {} dst 10.1.0.2 dev vx0
-         ip -n {namespace} route add 10.9.0.0/32 nhid 100",
-        IID.0
-    ))
+    enter(namespace)?;
+    let local = "10.1.0.1".parse()?;
+    let mut gpe = Gpe::open(gpe::Options { ipv4: Some(local), iid: IID, ..Default::default() })?;
+    let (group, remote) = (GroupId(0), "10.1.0.2".parse()?);
+    let path = GroupPath::Encap { members: vec![(remote, 1)], iid: IID };
+    let prefix = Prefix::host("10.9.0.0".parse()?);
+    let entry = EncapChange::SetEntry { prefix, action: EntryAction::Group(group) };
+    let mut results = Vec::new();
+    gpe.apply(&[EncapChange::SetGroup { group, path }, entry], &mut results);
+    // It stays in the kernel.
+    results.into_iter().collect::<std::result::Result<(), _>>().map_err(Into::into)
 }
 
 fn address(at: u32) -> std::net::Ipv4Addr {
@@ -336,12 +351,12 @@ fn routes(namespace: &str, count: u32) -> Result<()> {
     done
 }
 
-fn open(number: u8, node: &str, local: &Locator) -> Result<Ebpf> {
+fn open(number: u8, node: &str, local: Locator) -> Result<Ebpf> {
     // On the private /run/netns, so that it ends with the process.
     let pin = PathBuf::from(format!("/run/netns/bpf-{node}{number}"));
     Ok(Ebpf::open(Options {
         pin,
-        local: local.clone(),
+        local,
         iid: Some(IID),
         mtu_bytes: 1500,
         sizes: Sizes { hosts: 1 << 18, ..Sizes::default() },
@@ -366,7 +381,7 @@ fn apply(ebpf: &mut Ebpf, changes: &[EncapChange]) -> Result<()> {
 }
 
 fn ingress(kind: Kind, number: u8) -> Result<Ebpf> {
-    let mut ebpf = open(number, "i", &locator(1))?;
+    let mut ebpf = open(number, "i", locator(1))?;
     let group = GroupId(0);
     let to = if kind.is_v6() { "2001:db8:1::2".parse()? } else { [10, 1, 0, 2].into() };
     let path = GroupPath::Encap { members: vec![(to, 1)], iid: IID };
@@ -390,8 +405,58 @@ fn ingress(kind: Kind, number: u8) -> Result<Ebpf> {
     Ok(ebpf)
 }
 
+/// What it takes to tell the programs.
+pub struct Telling {
+    /// Entries per second, all new.
+    pub installs_per_s: f64,
+    /// Of each call, sorted.
+    pub moves: Vec<Duration>,
+    pub group_moves: Vec<Duration>,
+}
+
+/// Changes of entries and of a group that all of them are in.
+pub fn tell(number: u8, entries: u32) -> Result<Telling> {
+    let mut ebpf = open(number, "t", locator(1))?;
+    let path = |at: u8| GroupPath::Encap { members: vec![([10, 1, 0, at].into(), 1)], iid: IID };
+    let groups = [GroupId(0), GroupId(1)];
+    for group in groups {
+        apply(&mut ebpf, &[EncapChange::SetGroup { group, path: path(2) }])?;
+    }
+    let set = |at: u32, group: GroupId| EncapChange::SetEntry {
+        prefix: Prefix::host(address(at).into()),
+        action: EntryAction::Group(group),
+    };
+    let changes: Vec<_> = (0..entries).map(|at| set(at, groups[0])).collect();
+    let begin = Instant::now();
+    apply(&mut ebpf, &changes)?;
+    let installs_per_s = f64::from(entries) / begin.elapsed().as_secs_f64();
+
+    let mut results = Vec::with_capacity(1);
+    let mut time = |change: EncapChange| -> Result<Duration> {
+        results.clear();
+        let begin = Instant::now();
+        ebpf.apply(std::slice::from_ref(&change), &mut results);
+        let taken = begin.elapsed();
+        results.drain(..).collect::<std::result::Result<Vec<_>, _>>()?;
+        Ok(taken)
+    };
+    // In an order that no cache likes.
+    let scattered = |n: u32| n.wrapping_mul(0x9e37_79b1) % entries;
+    let mut moves =
+        (0..20_000).map(|n| time(set(scattered(n), groups[1]))).collect::<Result<Vec<_>>>()?;
+    let mut group_moves = (0..2_000_u32)
+        .map(|n| {
+            let path = path(if n % 2 == 0 { 3 } else { 4 });
+            time(EncapChange::SetGroup { group: groups[1], path })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    moves.sort();
+    group_moves.sort();
+    Ok(Telling { installs_per_s, moves, group_moves })
+}
+
 fn egress(number: u8) -> Result<Ebpf> {
-    let mut ebpf = open(number, "e", &locator(2))?;
+    let mut ebpf = open(number, "e", locator(2))?;
     apply(&mut ebpf, &[EncapChange::AllowDecap { prefix: "10.9.0.0/16".parse()? }])?;
     enter(&format!("e{number}"))?;
     ebpf.attach("e1", Role::Underlay, Hook::Tc)?;
@@ -403,8 +468,7 @@ fn config(kind: Kind, number: u8) -> Config {
     header[..6].copy_from_slice(&mac(number, "i0"));
     header[6..12].copy_from_slice(&mac(number, "s0"));
     let [port, lisp] = PORTS;
-    let udp: &mut [u8];
-    if kind.is_v6() {
+    let udp = if kind.is_v6() {
         header[12..14].copy_from_slice(&[0x86, 0xdd]);
         let len = u8::try_from(FRAME_LEN - 14 - 40).expect("10");
         header[14..22].copy_from_slice(&[0x60, 0, 0, 0, 0, len, 17, 64]);
@@ -412,14 +476,14 @@ fn config(kind: Kind, number: u8) -> Config {
         let to: std::net::Ipv6Addr = [0x2001, 0xdb8, 9, 0, 0, 0, 0, 0].into();
         header[22..38].copy_from_slice(&from.octets());
         header[38..54].copy_from_slice(&to.octets());
-        udp = &mut header[54..];
+        &mut header[54..]
     } else {
         header[12..14].copy_from_slice(&[8, 0]);
         let len = u8::try_from(FRAME_LEN - 14).expect("50");
         header[14..24].copy_from_slice(&[0x45, 0, 0, len, 0, 0, 0, 0, 64, 17]);
         header[26..30].copy_from_slice(&[10, 8, 0, 1]);
-        udp = &mut header[34..];
-    }
+        &mut header[34..]
+    };
     let len = u16::try_from(udp.len()).expect("short");
     udp[..2].copy_from_slice(&5000_u16.to_be_bytes());
     udp[2..4].copy_from_slice(&port.to_be_bytes());

@@ -10,7 +10,7 @@ use foldhash::fast::FixedState;
 use hashbrown::HashTable;
 
 use super::handover::Stage;
-use crate::types::{AnchorId, Generation, Instant, Locator, Prefix, Revision, Slab};
+use crate::types::{AnchorId, Generation, Instant, Locator, Prefix, Revision, Slab, limits};
 
 /// Where the handover of one prefix stands, and what it needs to go on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -28,6 +28,16 @@ pub(super) struct Entry {
     pub held_elsewhere: bool,
     pub confirmed: bool,
 }
+
+/// Which entry it is, for as long as it stands there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Place(u32);
+
+impl Place {
+    const V6: u32 = 1 << 31;
+}
+
+const _: () = assert!(limits::BINDINGS_MAX <= Place::V6 as usize);
 
 /// A prefix in as few octets as its family needs.
 trait Key: Copy + PartialEq {
@@ -60,7 +70,7 @@ impl Key for Key6 {
 
 /// Eight octets that do not ask for a place divisible by eight.
 #[derive(Clone, Copy)]
-#[repr(packed(4))]
+#[repr(Rust, packed(4))]
 struct Word(u64);
 
 /// Which stage it is; the deadline that it may have is beside it.
@@ -167,23 +177,24 @@ impl<K: Key> Table<K> {
         self.slab.get(*slot)
     }
 
-    /// What stood there before.
-    fn put(&mut self, packed: Packed<K>, hasher: &FixedState) -> Option<Packed<K>> {
+    /// Its slot, and what stood there before.
+    fn put(&mut self, packed: Packed<K>, hasher: &FixedState) -> (u32, Option<Packed<K>>) {
         let Self { slab, index } = self;
         let hash = hasher.hash_one(packed.key.prefix());
         if let Some(&slot) = index.find(hash, |&slot| slab[slot].key == packed.key) {
-            return Some(std::mem::replace(&mut slab[slot], packed));
+            return (slot, Some(std::mem::replace(&mut slab[slot], packed)));
         }
         let slot = slab.insert(packed);
         index.insert_unique(hash, slot, |&other| hasher.hash_one(slab[other].key.prefix()));
-        None
+        (slot, None)
     }
 
-    fn remove(&mut self, key: K, hasher: &FixedState) -> Option<Packed<K>> {
+    fn remove(&mut self, key: K, hasher: &FixedState) -> Option<(u32, Packed<K>)> {
         let Self { slab, index } = self;
         let hash = hasher.hash_one(key.prefix());
         let found = index.find_entry(hash, |&slot| slab[slot].key == key).ok()?;
-        slab.remove(found.remove().0)
+        let slot = found.remove().0;
+        Some((slot, slab.remove(slot)?))
     }
 }
 
@@ -262,41 +273,53 @@ impl Entries {
         }
     }
 
-    /// Puts the entry in the place of what stood there.
-    pub fn put(&mut self, prefix: Prefix, entry: &Entry) {
-        // The new one is counted before the old one leaves: a destination that stays is not made
-        // anew.
-        let to = self.destinations.enter((entry.anchor, entry.fe_e), &self.hasher);
-        let before = match prefix {
-            Prefix::V4 { addr, len } => {
-                let key = Key4 { addr: addr.to_be_bytes(), len };
-                self.v4.put(Packed::new(key, entry, to), &self.hasher).map(|p| p.destination)
-            }
-            Prefix::V6 { addr, len } => {
-                let key = Key6 { addr: addr.to_be_bytes(), len };
-                self.v6.put(Packed::new(key, entry, to), &self.hasher).map(|p| p.destination)
-            }
-        };
-        if let Some(before) = before {
-            self.destinations.leave(before, &self.hasher);
+    /// The prefix whose entry stands there.
+    pub fn prefix_at(&self, place: Place) -> Option<Prefix> {
+        if place.0 & Place::V6 == 0 {
+            Some(self.v4.slab.get(place.0)?.key.prefix())
+        } else {
+            Some(self.v6.slab.get(place.0 & !Place::V6)?.key.prefix())
         }
     }
 
-    pub fn remove(&mut self, prefix: Prefix) -> Option<Entry> {
-        let (entry, destination) = match prefix {
+    /// Puts the entry in the place of what stood there, whose stage is said.
+    pub fn put(&mut self, prefix: Prefix, entry: &Entry) -> (Place, Option<Stage>) {
+        // The new one is counted before the old one leaves: a destination that stays is not made
+        // anew.
+        let to = self.destinations.enter((entry.anchor, entry.fe_e), &self.hasher);
+        let (place, before) = match prefix {
             Prefix::V4 { addr, len } => {
                 let key = Key4 { addr: addr.to_be_bytes(), len };
-                let packed = self.v4.remove(key, &self.hasher)?;
-                (packed.entry(&self.destinations), packed.destination)
+                let (slot, before) = self.v4.put(Packed::new(key, entry, to), &self.hasher);
+                (Place(slot), before.map(|p| (p.stage(), p.destination)))
             }
             Prefix::V6 { addr, len } => {
                 let key = Key6 { addr: addr.to_be_bytes(), len };
-                let packed = self.v6.remove(key, &self.hasher)?;
-                (packed.entry(&self.destinations), packed.destination)
+                let (slot, before) = self.v6.put(Packed::new(key, entry, to), &self.hasher);
+                (Place(slot | Place::V6), before.map(|p| (p.stage(), p.destination)))
+            }
+        };
+        if let Some((_, destination)) = before {
+            self.destinations.leave(destination, &self.hasher);
+        }
+        (place, before.map(|(stage, _)| stage))
+    }
+
+    pub fn remove(&mut self, prefix: Prefix) -> Option<(Place, Entry)> {
+        let (place, entry, destination) = match prefix {
+            Prefix::V4 { addr, len } => {
+                let key = Key4 { addr: addr.to_be_bytes(), len };
+                let (slot, packed) = self.v4.remove(key, &self.hasher)?;
+                (Place(slot), packed.entry(&self.destinations), packed.destination)
+            }
+            Prefix::V6 { addr, len } => {
+                let key = Key6 { addr: addr.to_be_bytes(), len };
+                let (slot, packed) = self.v6.remove(key, &self.hasher)?;
+                (Place(slot | Place::V6), packed.entry(&self.destinations), packed.destination)
             }
         };
         self.destinations.leave(destination, &self.hasher);
-        Some(entry)
+        Some((place, entry))
     }
 }
 
@@ -336,11 +359,11 @@ mod tests {
             Stage::Settled,
             Stage::Home,
         ];
-        for prefix in ["10.1.1.7/32", "10.1.1.7/31", "2001:db8::7/128", "::/0", "0.0.0.0/0"] {
-            // Host bits of the second are cleared.
-            let prefix: Prefix = prefix.parse().unwrap_or(Prefix::v4(0x0a01_0106, 31).unwrap());
+        for prefix in ["10.1.1.7/32", "10.1.1.6/31", "2001:db8::7/128", "::/0", "0.0.0.0/0"] {
+            let prefix: Prefix = prefix.parse().unwrap();
+            let mut before = None;
             for stage in stages {
-                let full = entry(1, stage);
+                let one = entry(1, stage);
                 let other = Entry {
                     at_home: false,
                     announced: true,
@@ -349,29 +372,19 @@ mod tests {
                     confirmed: false,
                     ..entry(2, stage)
                 };
-                for entry in [full, other] {
-                    entries.put(prefix, &entry);
+                for entry in [one, other] {
+                    let (place, was) = entries.put(prefix, &entry);
+                    assert_eq!(was, before.replace(stage));
+                    assert_eq!(entries.prefix_at(place), Some(prefix));
                     assert_eq!(entries.find(prefix), Some(entry));
                 }
             }
-            assert_eq!(
-                entries.remove(prefix),
-                Some(Entry { stage: Stage::Home, ..entries_last() })
-            );
+            let (place, last) = entries.remove(prefix).unwrap();
+            assert_eq!((last.anchor, last.stage), (AnchorId(2), Stage::Home));
             assert_eq!((entries.find(prefix), entries.remove(prefix)), (None, None));
+            assert_eq!(entries.prefix_at(place), None);
         }
         assert!(entries.destinations.slab.is_empty() && entries.destinations.index.is_empty());
-
-        fn entries_last() -> Entry {
-            Entry {
-                at_home: false,
-                announced: true,
-                delivered: false,
-                held_elsewhere: true,
-                confirmed: false,
-                ..entry(2, Stage::Home)
-            }
-        }
     }
 
     #[test]

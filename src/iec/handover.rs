@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::entries::{Entries, Entry};
+use super::entries::{Entries, Entry, Place};
 use crate::types::seam::{Attachment, BindingChange, PolicyChange, Preference};
 use crate::types::{AnchorId, Binding, Family, Instant, Prefix, Revision};
 
@@ -91,15 +91,23 @@ pub enum StageView {
 /// its stage takes its deadline along, so neither can outgrow the location database.
 #[derive(Debug, Default)]
 struct Deadlines {
-    preparing: BTreeSet<(Instant, Prefix)>,
-    settling: BTreeSet<(Instant, Prefix)>,
+    preparing: BTreeSet<(Instant, Place)>,
+    settling: BTreeSet<(Instant, Place)>,
 }
 
 impl Deadlines {
-    fn forget(&mut self, prefix: Prefix, stage: Stage) {
+    fn note(&mut self, place: Place, stage: Stage) {
         match stage {
-            Stage::Preparing { deadline } => self.preparing.remove(&(deadline, prefix)),
-            Stage::Claimed { settle_at } => self.settling.remove(&(settle_at, prefix)),
+            Stage::Preparing { deadline } => self.preparing.insert((deadline, place)),
+            Stage::Claimed { settle_at } => self.settling.insert((settle_at, place)),
+            Stage::Settled | Stage::Home => false,
+        };
+    }
+
+    fn forget(&mut self, place: Place, stage: Stage) {
+        match stage {
+            Stage::Preparing { deadline } => self.preparing.remove(&(deadline, place)),
+            Stage::Claimed { settle_at } => self.settling.remove(&(settle_at, place)),
             Stage::Settled | Stage::Home => false,
         };
     }
@@ -182,9 +190,6 @@ impl Iec {
         let prefix = binding.prefix;
         let deadline = now + self.config.prepare_max;
         let before = self.entries.find(prefix);
-        if let Some(before) = &before {
-            self.deadlines.forget(prefix, before.stage);
-        }
         let announced = before.is_some_and(|e| e.announced);
         let mut entry = Entry {
             anchor: binding.anchor,
@@ -200,18 +205,26 @@ impl Iec {
         };
         match evidence.attachment {
             Some(attachment) => {
-                self.deadlines.preparing.insert((deadline, prefix));
                 out.push(Output::Policy(PolicyChange::Deliver { prefix, attachment, revision }));
             }
             // FE_E is elsewhere and was ready before it told us.
             None => self.switch_entry(prefix, &mut entry, now, out),
         }
-        self.entries.put(prefix, &entry);
+        self.put(prefix, &entry);
+    }
+
+    /// The entry as it is now, with its deadline in the place of the one before.
+    fn put(&mut self, prefix: Prefix, entry: &Entry) {
+        let (place, before) = self.entries.put(prefix, entry);
+        if let Some(stage) = before {
+            self.deadlines.forget(place, stage);
+        }
+        self.deadlines.note(place, entry.stage);
     }
 
     fn handle_gone(&mut self, prefix: Prefix, revision: Revision, out: &mut Vec<Output>) {
-        let Some(entry) = self.entries.remove(prefix) else { return };
-        self.deadlines.forget(prefix, entry.stage);
+        let Some((place, entry)) = self.entries.remove(prefix) else { return };
+        self.deadlines.forget(place, entry.stage);
         if entry.announced {
             self.announced[prefix.family() as usize] -= 1;
             out.push(Output::Policy(PolicyChange::Withdraw { prefix }));
@@ -242,12 +255,11 @@ impl Iec {
     /// FE_E is ready: FE_I everywhere may switch.
     fn switch(&mut self, prefix: Prefix, now: Instant, out: &mut Vec<Output>) {
         let Some(mut entry) = self.entries.find(prefix) else { return };
-        self.deadlines.forget(prefix, entry.stage);
         self.switch_entry(prefix, &mut entry, now, out);
-        self.entries.put(prefix, &entry);
+        self.put(prefix, &entry);
     }
 
-    /// `entry` has no deadline any more; here it gets its next one.
+    /// The stage that follows; the caller puts the entry back.
     fn switch_entry(
         &mut self,
         prefix: Prefix,
@@ -272,13 +284,8 @@ impl Iec {
         } else {
             self.config.settle_delay
         };
-        entry.stage = if is_client {
-            Stage::Settled
-        } else {
-            let settle_at = now + delay;
-            self.deadlines.settling.insert((settle_at, prefix));
-            Stage::Claimed { settle_at }
-        };
+        entry.stage =
+            if is_client { Stage::Settled } else { Stage::Claimed { settle_at: now + delay } };
         out.push(Output::Policy(PolicyChange::Announce {
             prefix,
             anchor: entry.anchor,
@@ -295,10 +302,8 @@ impl Iec {
         let Some(mut entry) = self.entries.find(prefix) else { return };
         match entry.stage {
             Stage::Claimed { settle_at } if settle_at > soon => {
-                self.deadlines.forget(prefix, entry.stage);
-                self.deadlines.settling.insert((soon, prefix));
                 entry.stage = Stage::Claimed { settle_at: soon };
-                self.entries.put(prefix, &entry);
+                self.put(prefix, &entry);
             }
             Stage::Preparing { .. } | Stage::Claimed { .. } | Stage::Settled | Stage::Home => {}
         }
@@ -317,21 +322,22 @@ impl Iec {
             Stage::Preparing { .. } => {}
             Stage::Claimed { .. } | Stage::Settled | Stage::Home => return,
         }
-        self.entries.put(prefix, &entry);
+        self.put(prefix, &entry);
     }
 
     /// When to call [`Self::handle_timeout`] next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let first = |set: &BTreeSet<(Instant, Prefix)>| set.first().map(|&(at, _)| at);
+        let first = |set: &BTreeSet<(Instant, Place)>| set.first().map(|&(at, _)| at);
         first(&self.deadlines.preparing).into_iter().chain(first(&self.deadlines.settling)).min()
     }
 
     pub fn handle_timeout(&mut self, now: Instant, out: &mut Vec<Output>) {
-        while let Some(&(at, prefix)) = self.deadlines.preparing.first() {
+        while let Some(&(at, place)) = self.deadlines.preparing.first() {
             if at > now {
                 break;
             }
             self.deadlines.preparing.pop_first();
+            let Some(prefix) = self.entries.prefix_at(place) else { continue };
             if let Some(entry) = self.entries.find(prefix) {
                 out.push(Output::Unconfirmed { prefix, revision: entry.revision });
             }
@@ -340,9 +346,11 @@ impl Iec {
         // Bounded per call, so that a million settling routes do not stall the sessions.
         for _ in 0..SETTLE_PER_CALL {
             match self.deadlines.settling.first() {
-                Some(&(at, prefix)) if at <= now => {
+                Some(&(at, place)) if at <= now => {
                     self.deadlines.settling.pop_first();
-                    self.settle(prefix, out);
+                    if let Some(prefix) = self.entries.prefix_at(place) {
+                        self.settle(prefix, out);
+                    }
                 }
                 Some(_) | None => break,
             }
@@ -367,7 +375,7 @@ impl Iec {
                 preference: Preference::Settled,
             }));
         }
-        self.entries.put(prefix, &entry);
+        self.put(prefix, &entry);
         out.push(Output::Settled { prefix, home });
     }
 }

@@ -64,7 +64,7 @@ impl<T> Slab<T> {
         }
         let slot = self.slots();
         assert!(slot < NONE, "every table has a limit below 2^32");
-        if slot as usize % BLOCK == 0 {
+        if (slot as usize).is_multiple_of(BLOCK) {
             let room = if self.blocks.is_empty() { 0 } else { BLOCK };
             self.blocks.push(Vec::with_capacity(room));
         }

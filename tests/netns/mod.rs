@@ -22,6 +22,7 @@ mod core;
 mod instruments;
 mod interrupted;
 mod keys;
+mod lisp;
 mod relocation;
 mod stage;
 mod steps;

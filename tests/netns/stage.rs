@@ -109,6 +109,53 @@ impl Stage {
         Ok(())
     }
 
+    /// Every ingress router that the host matters to sends its traffic to `anchor`.
+    pub fn itrs_lead(&self, host: &str, anchor: &str) -> Result<()> {
+        wait_until(&format!("ingress routers lead {host} to {anchor}"), LIMIT, || {
+            let dissenters = self.scene.itr_dissenters(&self.lab, host, anchor);
+            if dissenters.is_empty() { Ok(Some(())) } else { Err(dissenters.join("; ").into()) }
+        })
+    }
+
+    /// Of the hosts, exactly these are registered by themselves at the map-server, at these anchors;
+    /// the aggregates lead to the others.
+    pub fn registered_exactly(&self, away: &[(&str, &str)]) -> Result<()> {
+        let mut wanted = BTreeMap::new();
+        for (host, anchor) in away {
+            for address in self.scene.hosts[*host].addresses {
+                let bits = if address.is_ipv4() { 32 } else { 128 };
+                wanted.insert(format!("{address}/{bits}"), self.scene.anchors[*anchor].id.clone());
+            }
+        }
+        wait_until("the registrations are right", LIMIT, || {
+            let told = self.lab.killick_json("ms", "lisp registrations")?;
+            let items = told["items"].as_array().ok_or("no registrations")?;
+            let hosts = items.iter().filter_map(|item| {
+                let eid = item["eid"].as_str()?;
+                let is_host = eid.ends_with("/32") && !eid.contains(':') || eid.ends_with("/128");
+                is_host.then(|| (eid.to_owned(), item["anchor"].as_str().unwrap_or("?").to_owned()))
+            });
+            let found: BTreeMap<String, String> = hosts.collect();
+            if found == wanted { Ok(Some(())) } else { Err(format!("{found:?}").into()) }
+        })
+    }
+
+    /// The map-server answers that these hosts are at these anchors.
+    pub fn registered_bindings_are(&self, away: &[(&str, &str)]) -> Result<()> {
+        for (host, anchor) in away {
+            for address in self.scene.hosts[*host].addresses {
+                let told = self.lab.killick_json("ms", &format!("lisp lookup {address}"))?;
+                let rlocs = told["rlocs"].as_array().into_iter().flatten();
+                let found: Vec<IpAddr> =
+                    rlocs.filter_map(|r| r["address"].as_str()?.parse().ok()).collect();
+                if found != self.scene.anchors[*anchor].rlocs {
+                    return Err(format!("{address} is at {anchor}, and not at {told}").into());
+                }
+            }
+        }
+        Ok(())
+    }
+
     /// Every router sends the traffic for the host to `anchor`.
     pub fn routers_lead(&self, host: &str, anchor: &str) -> Result<()> {
         wait_until(&format!("all routers lead {host} to {anchor}"), LIMIT, || {

@@ -2,6 +2,7 @@
 
 mod bgp_malformed;
 mod lisp_wire;
+mod memory;
 #[path = "../netns/mod.rs"]
 mod netns;
 mod netns_anchor;

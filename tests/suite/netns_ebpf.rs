@@ -8,7 +8,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{IpAddr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, SocketAddr, TcpListener, TcpStream, UdpSocket};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -567,6 +567,30 @@ fn xdp_forwards_what_tc_forwards() {
     too_big(&lab);
 }
 
+/// By the driver where it can, else by the kernel before everything else, else refused with words.
+#[test]
+fn xdp_takes_what_an_interface_has() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut i) = lab.open("i") else { return };
+    lab.ip("i", "link add mv0 link u2 type macvlan");
+    assert_eq!(lab.attach("i", &mut i, "i0", Role::Inside, Hook::Xdp), Attached::XdpNative);
+    for _ in 0..2 {
+        assert_eq!(lab.attach("i", &mut i, "mv0", Role::Inside, Hook::Xdp), Attached::XdpGeneric);
+    }
+    assert!(lab.ip("i", "link show mv0").contains("xdpgeneric"));
+    for (link, role, says) in
+        [("none0", Role::Inside, "no interface"), ("punt", Role::Punt, "Ethernet")]
+    {
+        let refused = inside(&lab.name("i"), || i.attach(link, role, Hook::Xdp)).unwrap_err();
+        assert!(refused.to_string().contains(says), "{refused}");
+    }
+    // The operator's word changes: tc takes the place.
+    for link in ["i0", "mv0"] {
+        assert_eq!(lab.attach("i", &mut i, link, Role::Inside, Hook::Tc), Attached::Tc);
+        assert!(!lab.ip("i", &format!("link show {link}")).contains("xdp"));
+    }
+}
+
 /// Destinations that FE_E was not told about are not let out of a tunnel (R_EC).
 #[test]
 fn what_is_not_allowed_is_dropped_counted_and_told() {
@@ -950,6 +974,53 @@ fn sources_are_told_what_is_too_big_or_too_old() {
     assert!(said.contains("Hop limit"), "{said}");
 }
 
+/// What a sender leaves to its interface (segments, checksums) is done behind the tunnel.
+#[test]
+fn a_stream_arrives_whole() {
+    const LEN: usize = 4 << 20;
+    let Some(lab) = Lab::new() else { return };
+    for hook in [Hook::Tc, Hook::Xdp] {
+        if hook == Hook::Xdp {
+            // XDP forwards the frame as it is: a checksum that was left to the interface stays so.
+            let off = format!("ip netns exec {} ethtool -K s0 tx off 2>&1", lab.name("s"));
+            let done = Command::new("sh").args(["-c", &off]).output().unwrap();
+            if !done.status.success() {
+                return skip("ethtool is missing: no stream through XDP");
+            }
+        }
+        let Some(mut g) = lab.gateways(hook) else { return };
+        apply(&mut g.e, &[allow("10.9.0.0/24"), allow("2001:db8:9::/64")]);
+        for rloc in ["10.255.0.2", "2001:db8:ff::2"] {
+            for node in [NODE4, NODE6] {
+                apply(
+                    &mut g.i,
+                    &[group(0, &[(rloc, 1)]), to_group(&Prefix::host(ip(node)).to_string(), 0)],
+                );
+                lab.pings_soon(node);
+                let listener = inside(&lab.name("m"), || TcpListener::bind((ip(node), 0)).unwrap());
+                let to = listener.local_addr().unwrap();
+                let sender = lab.name("s");
+                let sent: Vec<u8> = (0..LEN).map(|at| ((at * 31) >> 7) as u8).collect();
+                let whole = sent.clone();
+                let thread = std::thread::spawn(move || {
+                    let mut stream = inside(&sender, || TcpStream::connect(to).unwrap());
+                    stream.write_all(&whole).unwrap();
+                });
+                let (mut stream, _) = listener.accept().unwrap();
+                stream.set_read_timeout(Some(LIMIT)).unwrap();
+                let mut received = Vec::new();
+                stream.read_to_end(&mut received).unwrap();
+                thread.join().unwrap();
+                assert!(received == sent, "{hook:?}, {node} through {rloc}");
+            }
+        }
+        assert!(g.i.totals().unwrap().encapsulated.octets > 4 * LEN as u64);
+        inside(&lab.name("i"), || g.i.remove()).unwrap();
+        inside(&lab.name("e"), || g.e.remove()).unwrap();
+        inside(&lab.name("f"), || g.f.remove()).unwrap();
+    }
+}
+
 /// A neighbour of the underlay that has to be asked for first: the packet waits in the kernel.
 #[test]
 fn an_unresolved_neighbour_costs_no_packet() {
@@ -966,8 +1037,8 @@ fn an_unresolved_neighbour_costs_no_packet() {
             assert!(!known.contains("lladdr"), "{known}");
             assert!(lab.pings(NODE4, "-c 1 -W 3"), "{hook:?}, {rloc}: the first packet was lost");
         }
-        for ebpf in [g.i, g.e, g.f] {
-            ebpf.remove().unwrap();
+        for (node, ebpf) in [("i", g.i), ("e", g.e), ("f", g.f)] {
+            inside(&lab.name(node), || ebpf.remove()).unwrap();
         }
     }
 }

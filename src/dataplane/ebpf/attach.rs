@@ -185,7 +185,10 @@ impl Links {
         match (hook, xdp_program(role)) {
             (Hook::Tc, Some(program)) => {
                 // It may have been otherwise before a restart.
-                remove(&self.pin("xdp", program, link)).map_err(|e| AttachError::other(link, e))?;
+                for kind in ["xdp", "xdpgeneric"] {
+                    let pin = self.pin(kind, program, link);
+                    remove(&pin).map_err(|e| AttachError::other(link, e))?;
+                }
                 Ok(Attached::Tc)
             }
             (Hook::Tc, None) => Ok(Attached::Tc),

@@ -7,6 +7,9 @@
 //! Maps and links are pinned, so packets are forwarded while the daemon restarts; the next process
 //! finds the maps filled and puts its own programs into the links, each in one step.
 //!
+//! An entry for a whole pool, or for everything, also covers the addresses of this node in it (the
+//! gateway that hosts use): those need native entries, as what is attached here does.
+//!
 //! The entries of a prefix keep their counts when they change. Reading the old ones and writing the
 //! new entry are two calls; packets in between (about a microsecond) are forwarded but not counted.
 
@@ -188,7 +191,7 @@ impl Ebpf {
             options,
         };
         ebpf.adopt_groups()?;
-        ebpf.set_local(ebpf.options.local.clone())?;
+        ebpf.set_local(ebpf.options.local)?;
         Ok(ebpf)
     }
 
@@ -229,7 +232,8 @@ impl Ebpf {
         self.tables.config.set(octets_of(&0_u32), &self.config)
     }
 
-    /// May be repeated, also for an interface that was removed and made again.
+    /// In the network namespace of the interface. May be repeated, also for one that was removed and
+    /// made again.
     pub fn attach(&mut self, link: &str, role: Role, hook: Hook) -> Result<Attached, AttachError> {
         if hook == Hook::Xdp {
             self.note_mac(link)?;
@@ -255,6 +259,7 @@ impl Ebpf {
         self.tables.links.set(octets_of(&at), &value).map_err(error)
     }
 
+    /// In the network namespace of the interface.
     pub fn detach(&mut self, link: &str, role: Role) -> io::Result<()> {
         self.links.detach(link, role)
     }
@@ -440,41 +445,38 @@ impl Ebpf {
     }
 }
 
-/// The maps of this layout, new or as they were pinned. Those of another layout are given up: their
-/// programs go on with them until these are attached.
+/// The maps of this layout, new or as they were pinned. Those of another layout or size are given
+/// up: the programs of before go on with them until ours are attached.
 fn load(options: &Options) -> Result<(aya::Ebpf, Tables), OpenError> {
-    let pins = options.pin.join(LAYOUT);
-    for last in [false, true] {
-        fs::create_dir_all(&pins).map_err(|error| OpenError::Pin { path: pins.clone(), error })?;
-        let Sizes { hosts, networks, groups } = options.sizes;
-        let mut loader = EbpfLoader::new();
-        loader.map_pin_path(&pins);
-        for (table, name) in ENTRIES.iter().chain(&DECAP).enumerate() {
-            loader.set_max_entries(name, if table % 2 == 0 { hosts } else { networks });
-        }
-        loader.set_max_entries("GROUPS", groups).set_max_entries("PATHS", 2 * groups);
-        let loaded = loader.load(OBJECT).map_err(|error| refused(&error)).and_then(|mut object| {
-            // Before the maps are taken out, whose descriptors the programs still name.
-            load_programs(&mut object)?;
-            Ok(object)
-        });
-        match loaded {
-            Ok(mut object) => {
-                let tables = Tables::take(&mut object)?;
-                if tables.fit(options) {
-                    return Ok((object, tables));
-                }
-                if last {
-                    return Err(OpenError::Load("the pinned maps cannot be replaced".to_owned()));
-                }
-            }
-            // Programs may not fit the maps of another layout.
-            Err(error) if last || matches!(error, OpenError::NotPermitted) => return Err(error),
-            Err(_) => {}
-        }
-        forget_maps(&pins)?;
+    match load_once(options) {
+        Ok((object, tables)) if tables.fit(options) => return Ok((object, tables)),
+        Err(OpenError::NotPermitted) => return Err(OpenError::NotPermitted),
+        // Programs may not fit the maps either.
+        Ok(_) | Err(_) => forget_maps(&options.pin.join(LAYOUT))?,
     }
-    unreachable!("the second round returns")
+    let (object, tables) = load_once(options)?;
+    if tables.fit(options) {
+        Ok((object, tables))
+    } else {
+        Err(OpenError::Load("the pinned maps cannot be replaced".to_owned()))
+    }
+}
+
+fn load_once(options: &Options) -> Result<(aya::Ebpf, Tables), OpenError> {
+    let pins = options.pin.join(LAYOUT);
+    fs::create_dir_all(&pins).map_err(|error| OpenError::Pin { path: pins.clone(), error })?;
+    let Sizes { hosts, networks, groups } = options.sizes;
+    let mut loader = EbpfLoader::new();
+    loader.map_pin_path(&pins);
+    for (table, name) in ENTRIES.iter().enumerate().chain(DECAP.iter().enumerate()) {
+        loader.set_max_entries(name, if table % 2 == 0 { hosts } else { networks });
+    }
+    loader.set_max_entries("GROUPS", groups).set_max_entries("PATHS", 2 * groups);
+    let mut object = loader.load(OBJECT).map_err(|error| refused(&error))?;
+    // Before the maps are taken out, whose descriptors the programs still name.
+    load_programs(&mut object)?;
+    let tables = Tables::take(&mut object)?;
+    Ok((object, tables))
 }
 
 fn load_programs(object: &mut aya::Ebpf) -> Result<(), OpenError> {
