@@ -1,7 +1,7 @@
 // SPDX-License-Identifier: MIT OR Apache-2.0 OR GPL-2.0-only
 //
 // What the bench of data planes injects and where it counts. Under the licence of the rest of
-// killick, and under GPL-2.0 for the helpers of the kernel. `make bpf` compiles it.
+// killick, and under GPL-2.0 for the functions of the kernel. `make bpf` compiles it.
 //
 //   inject      writes one packet per run; the kernel takes each as a frame of an interface
 //   nothing     makes an interface ready for XDP

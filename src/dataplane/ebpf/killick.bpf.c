@@ -3,7 +3,7 @@
 // The packet path of the eBPF data plane: RFC 9300 on UDP 4341, in tc and in XDP.
 //
 // This file is under the licence of the rest of killick, MIT or Apache-2.0, and also under
-// GPL-2.0: the helpers of the kernel that it calls are for programs that are compatible with the
+// GPL-2.0: the functions of the kernel that it calls are for programs that are compatible with the
 // latter. `make bpf` compiles it; the object is committed beside it.
 //
 //   encap_tc    ingress of an interface towards sources (FE_I)
