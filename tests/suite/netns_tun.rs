@@ -622,7 +622,7 @@ fn beside_the_kernel_late_packets_are_told() {
     let mut other = vec![8, 0, 0, 0, 0, 0, 77, 0];
     put_datagram((west.eid4, 9).into(), ([10, 2, 0, 9], 9).into(), b"here", &mut other);
     let sender = west.socket(west.rloc6, 0);
-    let mut send = |packet: &[u8]| sender.send_to(packet, (east.rloc6, 4341)).unwrap();
+    let send = |packet: &[u8]| sender.send_to(packet, (east.rloc6, 4341)).unwrap();
     send(&packet);
     // It leaves.
     apply_gpe(east, &mut plane, &west.reached_by(east.eid4.into(), west.rloc4.into()));
