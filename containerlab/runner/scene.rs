@@ -145,6 +145,15 @@ impl Scene {
                 if all { Ok(Some(())) } else { Err(status["peers"].to_string().into()) }
             })?;
         }
+        // What is asked for before the anchors have registered is answered "no", for a minute.
+        for anchor in self.anchors.keys().filter(|_| self.mode.starts_with("lisp")) {
+            wait_until(&format!("the registrations of {anchor}"), limit, || {
+                let told = lab.killick_json(anchor, "lisp registrations")?;
+                let all = told["items"].as_array().ok_or("no registrations")?;
+                let done = all.iter().all(|r| r["state"] == "confirmed");
+                if done { Ok(Some(())) } else { Err(told.to_string().into()) }
+            })?;
+        }
         // An ingress router that is subscribed knows all aggregates; one that asks knows nothing.
         for (itr, _) in self.itrs.iter().filter(|(_, policy)| policy == "push") {
             wait_until(&format!("the subscription of {itr}"), limit, || {

@@ -45,6 +45,7 @@ impl Stage {
         let killicks: Vec<String> = lab.with_role(Role::Killick).map(str::to_owned).collect();
         killicks.iter().try_for_each(|name| lab.start(name))?;
         let scene = Scene::of(&lab)?;
+        scene.wait_until_connected(&lab, LIMIT)?;
         let mut plans = Vec::new();
         let mut ports = FIRST_PORT..;
         for (host, known) in &scene.hosts {
@@ -63,7 +64,6 @@ impl Stage {
         }
         let flows = Flows::start(&plans, PACE)?;
         let stage = Self { lab, scene, flows };
-        stage.all_are_connected()?;
         let first = stage.scene.anchors.keys().next().ok_or("no anchor")?.clone();
         for host in stage.scene.hosts.keys() {
             stage.routers_lead(host, &first)?;
