@@ -639,7 +639,7 @@ fn beside_the_kernel_late_packets_are_told() {
         plane.handle_readable(&mut told).unwrap();
         !told.is_empty()
     });
-    assert_eq!(told, [late.clone()]);
+    assert_eq!(told, [late]);
 
     // A flood is sampled, and nothing of it is told once the node is back.
     for _ in 0..5_000 {
