@@ -37,8 +37,9 @@ use crate::wire::lisp::CONTROL_PORT;
 /// nobody can tell believes in an anchor that has died.
 const REGISTERED_TTL_MIN: u32 = 60;
 
-/// Half the time after which a map-server would have forgotten us.
-const RENEW_EVERY: Duration = Duration::from_secs(60);
+/// Subscriptions are kept on disk by the server; this finds one that has lost them. A server tells
+/// all that is inside an aggregate again, so not often.
+const RENEW_EVERY: Duration = Duration::from_secs(300);
 
 /// Mappings that an ingress router keeps; the least recently used goes first.
 const MAP_CACHE_MAX: usize = 1_000_000;
@@ -290,8 +291,9 @@ pub fn open_encap(
         underlay_mtu: u16::try_from(lisp.mtu).unwrap_or(u16::MAX),
         hold: tun::HoldLimits::default(),
     };
-    let open_tun = |used_for| {
+    let open_tun = |used_for, makes_routes: bool| {
         let mut settings = Settings::new(engine(used_for));
+        settings.routes = settings.routes.filter(|_| makes_routes);
         if let Some(routes) = &mut settings.routes {
             routes.protocol = config.kernel.protocol;
         }
@@ -300,7 +302,7 @@ pub fn open_encap(
     let other =
         |what: &'static str| move |error: String| RunError::io(what)(io::Error::other(error));
     let plane: Box<dyn Encapsulator> = match lisp.encapsulation {
-        Encapsulation::Tun => Box::new(open_tun(tun::Use::Encapsulate)?),
+        Encapsulation::Tun => Box::new(open_tun(tun::Use::Encapsulate, true)?),
         Encapsulation::Gpe => {
             let options = gpe::Options {
                 ipv4: lisp.rloc.ipv4,
@@ -311,13 +313,14 @@ pub fn open_encap(
                 protocol: config.kernel.protocol,
                 ..gpe::Options::default()
             };
-            let holding = open_tun(tun::Use::Punt)?;
+            // Its own routes lead to the device.
+            let holding = open_tun(tun::Use::Punt, false)?;
             let failed = other("the kernel's LISP-GPE device");
             let gpe = Gpe::open(options).map_err(|error| failed(error.to_string()))?;
             Box::new(Beside::new(gpe, holding).map_err(RunError::io("LISP-GPE"))?)
         }
         Encapsulation::Ebpf => {
-            let holding = open_tun(tun::Use::Punt)?;
+            let holding = open_tun(tun::Use::Punt, true)?;
             let ebpf = open_ebpf(config, lisp)?;
             Box::new(Beside::new(ebpf, holding).map_err(RunError::io("eBPF"))?)
         }
@@ -329,8 +332,8 @@ pub fn open_encap(
 /// that the pools' routes lead to.
 fn open_ebpf(config: &Checked, lisp: &config::Lisp) -> Result<Ebpf, RunError> {
     let other = |what: String| move |error: String| RunError::io(what)(io::Error::other(error));
-    // One directory for each node of a machine: a lab has many.
-    let name = format!("killick-{}", config.node.anchor_id);
+    // One directory for each node of a machine. The file system of BPF takes no dots in names.
+    let name = format!("killick-{:08x}", config.node.anchor_id.0);
     let options = ebpf::Options {
         pin: Path::new("/sys/fs/bpf").join(name),
         local: lisp.rloc,
