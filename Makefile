@@ -3,7 +3,7 @@
 LAB ?= ibgp-flat
 CARGO ?= cargo
 
-.PHONY: demo test bench lab deps
+.PHONY: demo test bench lab deps bpf
 
 # Hosts roam under traffic through FRR and BIRD: make demo [LAB=ibgp-controller]
 demo: deps
@@ -25,3 +25,17 @@ lab: deps
 
 deps:
 	@.ci/deps
+
+# The eBPF programs, whose objects are committed: only after a change of a .bpf.c (clang-14, llvm-14).
+BPF_OUT ?= $(CURDIR)
+BPF = src/dataplane/ebpf/killick benches/dataplane/inject
+
+bpf:
+	@set -e; for program in $(BPF); do \
+	  object="$(BPF_OUT)/$$program.bpf.o"; \
+	  mkdir -p "$$(dirname "$$object")"; \
+	  (cd "$$(dirname $$program)" && clang-14 -target bpf -mcpu=v3 -O2 -g -Wall -Wextra -Werror \
+	    -idirafter "/usr/include/$$(uname -m)-linux-gnu" -ffile-prefix-map="$$PWD"=. \
+	    -c "$$(basename $$program).bpf.c" -o "$$object"); \
+	  llvm-strip-14 -g "$$object"; \
+	done

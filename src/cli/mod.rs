@@ -229,7 +229,7 @@ impl<W: Write> Asker<W> {
                 self.table("/v1/ctx/transfers", |view: Vec<_>| show::transfers(&view)).await
             }
             Ask::Ctx(Ctx::Get { mn }) => {
-                let resource = format!("/v1/ctx/context?mn={}", in_query(mn.as_str()));
+                let resource = format!("/v1/ctx/context?mn={}", in_query(&mn.as_str()));
                 // For people it is what `ctx put` takes; there is no better table.
                 self.show(&resource, |view: ContextView| {
                     let text = serde_json::to_string_pretty(&view);
@@ -268,7 +268,7 @@ impl<W: Write> Asker<W> {
                 self.show(&resource, |view| show::explain(&view)).await
             }
             Ask::Trace { mn, all } => {
-                let resource = format!("/v1/trace?mn={}", in_query(mn.as_str()));
+                let resource = format!("/v1/trace?mn={}", in_query(&mn.as_str()));
                 self.show(&resource, |view: Vec<_>| show::traces(&view, *all)).await
             }
             Ask::Monitor => self.monitor().await,
@@ -428,7 +428,7 @@ fn open<T: DeserializeOwned>(octets: &[u8]) -> Result<T, Failure> {
 
 fn query(node: &Target) -> String {
     match node {
-        Target::Mn(mn) => format!("mn={}", in_query(mn.as_str())),
+        Target::Mn(mn) => format!("mn={}", in_query(&mn.as_str())),
         Target::Prefix(prefix) => format!("prefix={prefix}"),
     }
 }

@@ -66,12 +66,14 @@ struct Checker<'d, 't> {
     base: &'d Path,
     /// A pool was written and not understood: nothing can be said to be outside all pools.
     pools_are_incomplete: bool,
+    /// Without BGP an FE_E is where tunnels end, and a tunnel carries either family in either.
+    tunnels_only: bool,
 }
 
 impl<'d, 't> Checker<'d, 't> {
     fn new(document: &'d mut Document<'t>, base: &'d Path) -> Self {
         let pools_are_incomplete = document.was_anything_taken_out_of("mobility.pool");
-        Self { document, base, pools_are_incomplete }
+        Self { document, base, pools_are_incomplete, tunnels_only: false }
     }
 
     fn in_pools(&self, pools: &[Prefix], prefix: Prefix) -> bool {
@@ -80,6 +82,7 @@ impl<'d, 't> Checker<'d, 't> {
 
     /// `None` only together with an error; each part is checked whatever the others lack.
     fn check(&mut self, file: &File) -> Option<Checked> {
+        self.tunnels_only = file.bgp.is_none() && file.lisp.is_some();
         let node = self.node(file);
         let mobility = self.mobility(file);
         let pools: Vec<Prefix> = pools(file);

@@ -76,8 +76,8 @@ policy = "push"
 record-ttl = "10m"
 
 [[lisp.server.site]]
-name = "a2"
-anchor-id = "192.0.2.2"
+name = "s2"
+anchor-id = "192.0.2.9"
 key-file = "key-a2"
 
 [[lisp.server.subscriber]]

@@ -5,6 +5,7 @@
 //! simulations. A call into it finishes in microseconds (netlink answers within the send), so the
 //! routing thread calls it directly.
 
+pub mod ebpf;
 pub mod encap;
 pub mod fake;
 pub mod filter;

@@ -11,12 +11,14 @@ use std::time::Duration;
 
 use super::RunError;
 use super::core::{BorrowedFd, Clock, Core, Plane};
+use super::lisp::Beside;
 use super::lisp::tun::{DEVICE, Settings, Tun};
-use super::lisp::udp::{CONTROL_PORT, Control};
+use super::lisp::udp::Control;
 use crate::auth::{Algorithm, KeyChain, LispKey, Secret};
-use crate::config::{self, Checked, IngressPolicy, LispAlgorithm};
+use crate::config::{self, Checked, Encapsulation, IngressPolicy, LispAlgorithm};
+use crate::dataplane::ebpf::{self, Ebpf, Hook, Role};
 use crate::dataplane::encap::Encapsulator;
-use crate::dataplane::netlink::Options;
+use crate::dataplane::encap::gpe::{self, Gpe};
 use crate::dataplane::tun;
 use crate::gateway::Ingress;
 use crate::node::lisp::{Lisp, LispConfig, Stored, read_note};
@@ -29,13 +31,15 @@ use crate::proto::lisp::xtr::{
 };
 use crate::types::lisp::{EntryAction, Note, RlocSet};
 use crate::types::{Family, Instant, Locator, Prefix};
+use crate::wire::lisp::CONTROL_PORT;
 
 /// TTL of what an anchor registers, in minutes. Moves are told; it bounds how long an ITR that
 /// nobody can tell believes in an anchor that has died.
 const REGISTERED_TTL_MIN: u32 = 60;
 
-/// Half the time after which a map-server would have forgotten us.
-const RENEW_EVERY: Duration = Duration::from_secs(60);
+/// Subscriptions are kept on disk by the server; this finds one that has lost them. A server tells
+/// all that is inside an aggregate again, so not often.
+const RENEW_EVERY: Duration = Duration::from_secs(300);
 
 /// Mappings that an ingress router keeps; the least recently used goes first.
 const MAP_CACHE_MAX: usize = 1_000_000;
@@ -279,11 +283,6 @@ pub fn open_encap(
         return Ok(None);
     }
     super::setup::check_rights(false)?;
-    let routes = Options {
-        table: config.kernel.table,
-        protocol: config.kernel.protocol,
-        ..Options::default()
-    };
     let engine = |used_for| tun::Config {
         used_for,
         iid: Some(lisp.iid),
@@ -292,17 +291,74 @@ pub fn open_encap(
         underlay_mtu: u16::try_from(lisp.mtu).unwrap_or(u16::MAX),
         hold: tun::HoldLimits::default(),
     };
-    let device = |used_for| Settings {
-        device: DEVICE.to_owned(),
-        engine: engine(used_for),
-        routes: Some(routes),
+    let open_tun = |used_for, makes_routes: bool| {
+        let mut settings = Settings::new(engine(used_for));
+        settings.routes = settings.routes.filter(|_| makes_routes);
+        if let Some(routes) = &mut settings.routes {
+            routes.protocol = config.kernel.protocol;
+        }
+        Tun::open(&settings).map_err(RunError::io("the TUN device of the encapsulating data plane"))
     };
-    let open_tun = |used_for| {
-        Tun::open(&device(used_for))
-            .map_err(RunError::io("the TUN device of the encapsulating data plane"))
+    let other =
+        |what: &'static str| move |error: String| RunError::io(what)(io::Error::other(error));
+    let plane: Box<dyn Encapsulator> = match lisp.encapsulation {
+        Encapsulation::Tun => Box::new(open_tun(tun::Use::Encapsulate, true)?),
+        Encapsulation::Gpe => {
+            let options = gpe::Options {
+                ipv4: lisp.rloc.ipv4,
+                ipv6: lisp.rloc.ipv6,
+                underlay_mtu_bytes: lisp.mtu,
+                iid: lisp.iid,
+                punt: Some(DEVICE.to_owned()),
+                protocol: config.kernel.protocol,
+                ..gpe::Options::default()
+            };
+            // Its own routes lead to the device.
+            let holding = open_tun(tun::Use::Punt, false)?;
+            let failed = other("the kernel's LISP-GPE device");
+            let gpe = Gpe::open(options).map_err(|error| failed(error.to_string()))?;
+            Box::new(Beside::new(gpe, holding).map_err(RunError::io("LISP-GPE"))?)
+        }
+        Encapsulation::Ebpf => {
+            let holding = open_tun(tun::Use::Punt, true)?;
+            let ebpf = open_ebpf(config, lisp)?;
+            Box::new(Beside::new(ebpf, holding).map_err(RunError::io("eBPF"))?)
+        }
     };
-    let plane: Box<dyn Encapsulator> = Box::new(open_tun(tun::Use::Encapsulate)?);
     Ok(Some(Plane::new(plane, now)))
+}
+
+/// Loads the programs, and attaches them to the interfaces of the configuration and to the device
+/// that the pools' routes lead to.
+fn open_ebpf(config: &Checked, lisp: &config::Lisp) -> Result<Ebpf, RunError> {
+    let other = |what: String| move |error: String| RunError::io(what)(io::Error::other(error));
+    // One directory for each node of a machine. The file system of BPF takes no dots in names.
+    let name = format!("killick-{:08x}", config.node.anchor_id.0);
+    let options = ebpf::Options {
+        pin: Path::new("/sys/fs/bpf").join(name),
+        local: lisp.rloc,
+        iid: Some(lisp.iid),
+        mtu_bytes: lisp.mtu,
+        sizes: ebpf::Sizes::default(),
+        clsact: false,
+    };
+    let failed = other("the eBPF data plane".to_owned());
+    let mut plane = Ebpf::open(options).map_err(|error| failed(error.to_string()))?;
+    let inside = lisp.inner_interfaces.iter().map(|name| (name.as_str(), Role::Inside));
+    let underlay = lisp.outer_interfaces.iter().map(|name| (name.as_str(), Role::Underlay));
+    let wanted: Vec<(&str, Role)> = inside.chain(underlay).chain([(DEVICE, Role::Punt)]).collect();
+    let failed = other("the eBPF data plane".to_owned());
+    for (link, role) in plane.attached().map_err(|error| failed(error.to_string()))? {
+        if !wanted.contains(&(link.as_str(), role)) {
+            plane.detach(&link, role).map_err(RunError::io(format!("eBPF at {link}")))?;
+        }
+    }
+    for (link, role) in wanted {
+        let failed = other(format!("eBPF at {link}"));
+        let how = plane.attach(link, role, Hook::Tc).map_err(|error| failed(error.to_string()))?;
+        tracing::info!(interface = link, ?role, ?how, "eBPF attached");
+    }
+    Ok(plane)
 }
 
 /// Runs for ever: control messages in batches, one turn each.

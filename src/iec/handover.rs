@@ -1,13 +1,13 @@
 //! The handover machine of every prefix, and its timers.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
-use foldhash::fast::FixedState;
 use serde::{Deserialize, Serialize};
 
+use super::entries::{Entries, Entry, Place};
 use crate::types::seam::{Attachment, BindingChange, PolicyChange, Preference};
-use crate::types::{AnchorId, Binding, Family, Generation, Instant, Locator, Prefix, Revision};
+use crate::types::{AnchorId, Binding, Family, Instant, Prefix, Revision};
 
 /// Whose bindings are announced, and to whom.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,35 +87,27 @@ pub enum StageView {
     Home,
 }
 
-#[derive(Debug)]
-struct Entry {
-    anchor: AnchorId,
-    fe_e: Locator,
-    at_home: bool,
-    generation: Generation,
-    revision: Revision,
-    stage: Stage,
-    /// An announcement of ours stands in BGP (or with the controllers), perhaps of before.
-    announced: bool,
-    /// FE_E of this node has an entry.
-    delivered: bool,
-    held_elsewhere: bool,
-    confirmed: bool,
-}
-
 /// The deadlines of the entries in `Preparing` and in `Claimed`, once each: an entry that leaves
 /// its stage takes its deadline along, so neither can outgrow the location database.
 #[derive(Debug, Default)]
 struct Deadlines {
-    preparing: BTreeSet<(Instant, Prefix)>,
-    settling: BTreeSet<(Instant, Prefix)>,
+    preparing: BTreeSet<(Instant, Place)>,
+    settling: BTreeSet<(Instant, Place)>,
 }
 
 impl Deadlines {
-    fn forget(&mut self, prefix: Prefix, stage: Stage) {
+    fn note(&mut self, place: Place, stage: Stage) {
         match stage {
-            Stage::Preparing { deadline } => self.preparing.remove(&(deadline, prefix)),
-            Stage::Claimed { settle_at } => self.settling.remove(&(settle_at, prefix)),
+            Stage::Preparing { deadline } => self.preparing.insert((deadline, place)),
+            Stage::Claimed { settle_at } => self.settling.insert((settle_at, place)),
+            Stage::Settled | Stage::Home => false,
+        };
+    }
+
+    fn forget(&mut self, place: Place, stage: Stage) {
+        match stage {
+            Stage::Preparing { deadline } => self.preparing.remove(&(deadline, place)),
+            Stage::Claimed { settle_at } => self.settling.remove(&(settle_at, place)),
             Stage::Settled | Stage::Home => false,
         };
     }
@@ -124,7 +116,7 @@ impl Deadlines {
 #[derive(Debug)]
 pub struct Iec {
     config: IecConfig,
-    entries: HashMap<Prefix, Entry, FixedState>,
+    entries: Entries,
     deadlines: Deadlines,
     /// By family, as [`Family::ALL`].
     announced: [usize; 2],
@@ -134,7 +126,7 @@ impl Iec {
     pub fn new(config: IecConfig, seed: u64) -> Self {
         Self {
             config,
-            entries: HashMap::with_hasher(FixedState::with_seed(seed)),
+            entries: Entries::new(seed),
             deadlines: Deadlines::default(),
             announced: [0; 2],
         }
@@ -145,7 +137,7 @@ impl Iec {
     }
 
     pub fn stage(&self, prefix: Prefix) -> Option<StageView> {
-        Some(match self.entries.get(&prefix)?.stage {
+        Some(match self.entries.find(prefix)?.stage {
             Stage::Preparing { .. } => StageView::Preparing,
             Stage::Claimed { .. } => StageView::Claimed,
             Stage::Settled => StageView::Settled,
@@ -160,7 +152,7 @@ impl Iec {
 
     /// Whether something of ours is announced for the prefix.
     pub fn is_announced(&self, prefix: Prefix) -> bool {
-        self.entries.get(&prefix).is_some_and(|e| e.announced)
+        self.entries.find(prefix).is_some_and(|e| e.announced)
     }
 
     /// The location of a prefix changed.
@@ -197,10 +189,7 @@ impl Iec {
     ) {
         let prefix = binding.prefix;
         let deadline = now + self.config.prepare_max;
-        let before = self.entries.get(&prefix);
-        if let Some(before) = before {
-            self.deadlines.forget(prefix, before.stage);
-        }
+        let before = self.entries.find(prefix);
         let announced = before.is_some_and(|e| e.announced);
         let mut entry = Entry {
             anchor: binding.anchor,
@@ -216,18 +205,26 @@ impl Iec {
         };
         match evidence.attachment {
             Some(attachment) => {
-                self.deadlines.preparing.insert((deadline, prefix));
                 out.push(Output::Policy(PolicyChange::Deliver { prefix, attachment, revision }));
             }
             // FE_E is elsewhere and was ready before it told us.
             None => self.switch_entry(prefix, &mut entry, now, out),
         }
-        self.entries.insert(prefix, entry);
+        self.put(prefix, &entry);
+    }
+
+    /// The entry as it is now, with its deadline in the place of the one before.
+    fn put(&mut self, prefix: Prefix, entry: &Entry) {
+        let (place, before) = self.entries.put(prefix, entry);
+        if let Some(stage) = before {
+            self.deadlines.forget(place, stage);
+        }
+        self.deadlines.note(place, entry.stage);
     }
 
     fn handle_gone(&mut self, prefix: Prefix, revision: Revision, out: &mut Vec<Output>) {
-        let Some(entry) = self.entries.remove(&prefix) else { return };
-        self.deadlines.forget(prefix, entry.stage);
+        let Some((place, entry)) = self.entries.remove(prefix) else { return };
+        self.deadlines.forget(place, entry.stage);
         if entry.announced {
             self.announced[prefix.family() as usize] -= 1;
             out.push(Output::Policy(PolicyChange::Withdraw { prefix }));
@@ -246,8 +243,8 @@ impl Iec {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        match self.entries.get(&prefix) {
-            Some(Entry { stage: Stage::Preparing { .. }, revision: r, .. }) if *r == revision => {
+        match self.entries.find(prefix) {
+            Some(Entry { stage: Stage::Preparing { .. }, revision: r, .. }) if r == revision => {
                 self.switch(prefix, now, out);
             }
             // About an older revision, or the deadline was first.
@@ -257,13 +254,12 @@ impl Iec {
 
     /// FE_E is ready: FE_I everywhere may switch.
     fn switch(&mut self, prefix: Prefix, now: Instant, out: &mut Vec<Output>) {
-        let Some(mut entry) = self.entries.remove(&prefix) else { return };
-        self.deadlines.forget(prefix, entry.stage);
+        let Some(mut entry) = self.entries.find(prefix) else { return };
         self.switch_entry(prefix, &mut entry, now, out);
-        self.entries.insert(prefix, entry);
+        self.put(prefix, &entry);
     }
 
-    /// `entry` has no deadline any more; here it gets its next one.
+    /// The stage that follows; the caller puts the entry back.
     fn switch_entry(
         &mut self,
         prefix: Prefix,
@@ -288,13 +284,8 @@ impl Iec {
         } else {
             self.config.settle_delay
         };
-        entry.stage = if is_client {
-            Stage::Settled
-        } else {
-            let settle_at = now + delay;
-            self.deadlines.settling.insert((settle_at, prefix));
-            Stage::Claimed { settle_at }
-        };
+        entry.stage =
+            if is_client { Stage::Settled } else { Stage::Claimed { settle_at: now + delay } };
         out.push(Output::Policy(PolicyChange::Announce {
             prefix,
             anchor: entry.anchor,
@@ -308,12 +299,11 @@ impl Iec {
     /// before keeps its deadline if that is sooner.
     pub fn handle_confirmed(&mut self, prefix: Prefix, now: Instant) {
         let soon = now + self.config.settle_delay;
-        let Some(entry) = self.entries.get_mut(&prefix) else { return };
+        let Some(mut entry) = self.entries.find(prefix) else { return };
         match entry.stage {
             Stage::Claimed { settle_at } if settle_at > soon => {
-                self.deadlines.forget(prefix, entry.stage);
-                self.deadlines.settling.insert((soon, prefix));
                 entry.stage = Stage::Claimed { settle_at: soon };
+                self.put(prefix, &entry);
             }
             Stage::Preparing { .. } | Stage::Claimed { .. } | Stage::Settled | Stage::Home => {}
         }
@@ -322,31 +312,33 @@ impl Iec {
     /// An older claim is around (heard from BGP), or may have survived where a session was lost:
     /// what is announced goes back to a preference that beats it.
     pub fn reassert(&mut self, prefix: Prefix, now: Instant, out: &mut Vec<Output>) {
-        let Some(entry) = self.entries.get_mut(&prefix) else { return };
+        let Some(mut entry) = self.entries.find(prefix) else { return };
+        entry.held_elsewhere = true;
         match entry.stage {
             Stage::Settled | Stage::Home if !matches!(self.config.scope, Scope::Client { .. }) => {
-                entry.held_elsewhere = true;
-                self.switch(prefix, now, out);
+                self.switch_entry(prefix, &mut entry, now, out);
             }
             // On its way: to be claimed, then, also at home.
-            Stage::Preparing { .. } => entry.held_elsewhere = true,
-            Stage::Claimed { .. } | Stage::Settled | Stage::Home => {}
+            Stage::Preparing { .. } => {}
+            Stage::Claimed { .. } | Stage::Settled | Stage::Home => return,
         }
+        self.put(prefix, &entry);
     }
 
     /// When to call [`Self::handle_timeout`] next.
     pub fn poll_timeout(&self) -> Option<Instant> {
-        let first = |set: &BTreeSet<(Instant, Prefix)>| set.first().map(|&(at, _)| at);
+        let first = |set: &BTreeSet<(Instant, Place)>| set.first().map(|&(at, _)| at);
         first(&self.deadlines.preparing).into_iter().chain(first(&self.deadlines.settling)).min()
     }
 
     pub fn handle_timeout(&mut self, now: Instant, out: &mut Vec<Output>) {
-        while let Some(&(at, prefix)) = self.deadlines.preparing.first() {
+        while let Some(&(at, place)) = self.deadlines.preparing.first() {
             if at > now {
                 break;
             }
             self.deadlines.preparing.pop_first();
-            if let Some(entry) = self.entries.get(&prefix) {
+            let Some(prefix) = self.entries.prefix_at(place) else { continue };
+            if let Some(entry) = self.entries.find(prefix) {
                 out.push(Output::Unconfirmed { prefix, revision: entry.revision });
             }
             self.switch(prefix, now, out);
@@ -354,9 +346,11 @@ impl Iec {
         // Bounded per call, so that a million settling routes do not stall the sessions.
         for _ in 0..SETTLE_PER_CALL {
             match self.deadlines.settling.first() {
-                Some(&(at, prefix)) if at <= now => {
+                Some(&(at, place)) if at <= now => {
                     self.deadlines.settling.pop_first();
-                    self.settle(prefix, out);
+                    if let Some(prefix) = self.entries.prefix_at(place) {
+                        self.settle(prefix, out);
+                    }
                 }
                 Some(_) | None => break,
             }
@@ -364,7 +358,7 @@ impl Iec {
     }
 
     fn settle(&mut self, prefix: Prefix, out: &mut Vec<Output>) {
-        let Some(entry) = self.entries.get_mut(&prefix) else { return };
+        let Some(mut entry) = self.entries.find(prefix) else { return };
         entry.held_elsewhere = false;
         let home = entry.at_home;
         if home {
@@ -381,6 +375,7 @@ impl Iec {
                 preference: Preference::Settled,
             }));
         }
+        self.put(prefix, &entry);
         out.push(Output::Settled { prefix, home });
     }
 }
@@ -392,7 +387,7 @@ const SETTLE_PER_CALL: usize = 4_096;
 mod tests {
     use super::*;
     use crate::types::seam::IfIndex;
-    use crate::types::{Lifetime, MacAddr, MnId};
+    use crate::types::{Generation, Lifetime, Locator, MacAddr, MnId};
 
     const A: AnchorId = AnchorId(1);
     const B: AnchorId = AnchorId(2);

@@ -24,6 +24,7 @@
 //!
 //! FE draft §3 (R_XC in, R_IC and R_EC out).
 
+mod entries;
 mod handover;
 
 pub use handover::{Evidence, Iec, IecConfig, Output, Scope, Stage, StageView};

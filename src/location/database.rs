@@ -1,15 +1,20 @@
 //! The table itself: a slab of bindings, an index by prefix, an index by node.
 //!
 //! The slab gives listings a cursor that costs nothing to resume (a listing must not stall
-//! routing), and the indexes are point lookups only, so no iteration order reaches an output.
+//! routing), and the indexes are point lookups only, so no iteration order reaches an output. An
+//! index holds slots, four octets each; what they are found by is read in the slab.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::hash::BuildHasher;
 use std::net::IpAddr;
 
 use foldhash::fast::FixedState;
+use hashbrown::HashTable;
 
 use crate::types::seam::BindingChange;
-use crate::types::{AnchorId, Binding, Claim, Generation, Instant, MnId, Prefix, Revision, limits};
+use crate::types::{
+    AnchorId, Binding, Claim, Generation, Instant, Lifetime, MnId, Prefix, Revision, Slab, limits,
+};
 
 /// What became of a statement about a prefix.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,23 +50,146 @@ pub struct Page<'a> {
     pub next: Option<u32>,
 }
 
-#[derive(Debug, Default)]
+/// A node with more than one prefix.
+#[derive(Debug)]
 struct NodeRecord {
+    mn: MnId,
+    /// In the order in which they came.
     prefixes: Vec<Prefix>,
+}
+
+/// Where the prefixes of a node are written, in four octets: most nodes have one, and then its
+/// binding says it all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Holdings(u32);
+
+impl Holdings {
+    /// What tells a slot of the node records from one of the bindings.
+    const MANY: u32 = 1 << 31;
+
+    fn one(binding: u32) -> Self {
+        Self(binding)
+    }
+
+    fn many(record: u32) -> Self {
+        Self(record | Self::MANY)
+    }
+
+    /// The slot of the node's record, or of its only binding.
+    fn slot(self) -> Result<u32, u32> {
+        if self.0 & Self::MANY == 0 { Err(self.0) } else { Ok(self.0 & !Self::MANY) }
+    }
+}
+
+const _: () = assert!(limits::BINDINGS_MAX <= Holdings::MANY as usize);
+const _: () = assert!(size_of::<Binding>() == 96, "most of what a binding costs");
+
+/// The bindings, and what they are found by.
+#[derive(Debug)]
+struct Table {
+    slab: Slab<Binding>,
+    by_prefix: HashTable<u32>,
+    records: Slab<NodeRecord>,
+    by_node: HashTable<Holdings>,
+    hasher: FixedState,
+}
+
+impl Table {
+    fn new(hasher: FixedState) -> Self {
+        Self {
+            slab: Slab::default(),
+            by_prefix: HashTable::new(),
+            records: Slab::default(),
+            by_node: HashTable::new(),
+            hasher,
+        }
+    }
+
+    fn find(&self, prefix: Prefix) -> Option<u32> {
+        let hash = self.hasher.hash_one(prefix);
+        self.by_prefix.find(hash, |&slot| self.slab[slot].prefix == prefix).copied()
+    }
+
+    fn prefixes_of(&self, mn: &MnId) -> &[Prefix] {
+        let (slab, records) = (&self.slab, &self.records);
+        let hash = self.hasher.hash_one(mn);
+        match self.by_node.find(hash, |&h| name_of(slab, records, h) == mn).map(|h| h.slot()) {
+            Some(Ok(record)) => &records[record].prefixes,
+            Some(Err(binding)) => std::slice::from_ref(&slab[binding].prefix),
+            None => &[],
+        }
+    }
+
+    /// The prefix must not be in the table.
+    fn insert(&mut self, binding: Binding) -> u32 {
+        let Self { slab, by_prefix, records, by_node, hasher } = self;
+        let (prefix, mn) = (binding.prefix, binding.mn.clone());
+        let slot = slab.insert(binding);
+        let hash = hasher.hash_one(prefix);
+        by_prefix.insert_unique(hash, slot, |&other| hasher.hash_one(slab[other].prefix));
+
+        let hash = hasher.hash_one(&mn);
+        let Some(held) = by_node.find_mut(hash, |&h| *name_of(slab, records, h) == mn) else {
+            let hash_of = |&h: &Holdings| hasher.hash_one(name_of(slab, records, h));
+            by_node.insert_unique(hash, Holdings::one(slot), hash_of);
+            return slot;
+        };
+        match held.slot() {
+            Ok(record) => records[record].prefixes.push(prefix),
+            Err(first) => {
+                let mut prefixes = Vec::with_capacity(2);
+                prefixes.extend([slab[first].prefix, prefix]);
+                *held = Holdings::many(records.insert(NodeRecord { mn, prefixes }));
+            }
+        }
+        slot
+    }
+
+    fn remove(&mut self, prefix: Prefix) -> Option<Binding> {
+        let Self { slab, by_prefix, records, by_node, hasher } = self;
+        let hash = hasher.hash_one(prefix);
+        let found = by_prefix.find_entry(hash, |&slot| slab[slot].prefix == prefix).ok()?;
+        let slot = found.remove().0;
+
+        let mn = &slab[slot].mn;
+        let hash = hasher.hash_one(mn);
+        if let Ok(mut held) = by_node.find_entry(hash, |&h| name_of(slab, records, h) == mn) {
+            match held.get().slot() {
+                Err(_) => drop(held.remove()),
+                Ok(record) => {
+                    let prefixes = &mut records[record].prefixes;
+                    prefixes.retain(|&p| p != prefix);
+                    if let [last] = prefixes[..] {
+                        let hash = hasher.hash_one(last);
+                        let last = by_prefix.find(hash, |&slot| slab[slot].prefix == last);
+                        let last = *last.expect("a node's prefix is bound");
+                        *held.get_mut() = Holdings::one(last);
+                        records.remove(record);
+                    }
+                }
+            }
+        }
+        slab.remove(slot)
+    }
+}
+
+/// Whose holdings these are.
+fn name_of<'a>(slab: &'a Slab<Binding>, records: &'a Slab<NodeRecord>, held: Holdings) -> &'a MnId {
+    match held.slot() {
+        Ok(record) => &records[record].mn,
+        Err(binding) => &slab[binding].mn,
+    }
 }
 
 #[derive(Debug)]
 pub struct Location {
-    slab: Vec<Option<Binding>>,
-    free: Vec<u32>,
-    by_prefix: HashMap<Prefix, u32, FixedState>,
-    by_node: HashMap<MnId, NodeRecord, FixedState>,
+    table: Table,
     /// Claims of prefixes that are no longer bound here, oldest first in `tombstone_order`; the
     /// oldest is forgotten when there are `TOMBSTONES_MAX`.
     tombstones: HashMap<Prefix, Claim, FixedState>,
     tombstone_order: VecDeque<Prefix>,
-    /// Bindings that end by time, by deadline; entries whose binding has changed since are skipped.
-    leases: std::collections::BTreeSet<(Instant, Prefix)>,
+    /// The bindings that end by time, by deadline and slot. Once each.
+    leases: BTreeSet<(Instant, u32)>,
     /// How many bindings have each prefix length, by family.
     lengths: [BTreeMap<u8, u32>; 2],
     revision: Revision,
@@ -72,42 +200,37 @@ impl Location {
     pub fn new(seed: u64) -> Self {
         let state = FixedState::with_seed(seed);
         Self {
-            slab: Vec::new(),
-            free: Vec::new(),
-            by_prefix: HashMap::with_hasher(state.clone()),
-            by_node: HashMap::with_hasher(state.clone()),
+            table: Table::new(state.clone()),
             tombstones: HashMap::with_hasher(state),
             tombstone_order: VecDeque::new(),
-            leases: std::collections::BTreeSet::new(),
+            leases: BTreeSet::new(),
             lengths: Default::default(),
             revision: Revision(0),
         }
     }
 
     pub fn len(&self) -> usize {
-        self.by_prefix.len()
+        self.table.slab.len()
     }
 
     pub fn is_empty(&self) -> bool {
-        self.by_prefix.is_empty()
+        self.table.slab.is_empty()
     }
 
     pub fn find(&self, prefix: Prefix) -> Option<&Binding> {
-        let &slot = self.by_prefix.get(&prefix)?;
-        self.slab[slot as usize].as_ref()
+        self.table.slab.get(self.table.find(prefix)?)
     }
 
     /// The binding of the longest prefix with this address in it. One lookup per length in use.
     pub fn find_longest(&self, addr: IpAddr) -> Option<&Binding> {
         let host = Prefix::host(addr);
         let counts = &self.lengths[host.family() as usize];
-        let lengths = counts.iter().rev().map(|(&len, _)| len);
-        lengths.filter_map(|len| self.find(Prefix::new(addr, len)?)).next()
+        counts.keys().rev().find_map(|&len| self.find(Prefix::new(addr, len)?))
     }
 
     /// The prefixes bound to a node, in the order in which they came.
     pub fn prefixes_of(&self, mn: &MnId) -> &[Prefix] {
-        self.by_node.get(mn).map_or(&[], |n| &n.prefixes)
+        self.table.prefixes_of(mn)
     }
 
     /// The greatest claim that was ever seen here about the prefix.
@@ -129,7 +252,7 @@ impl Location {
         out: &mut Vec<BindingChange>,
     ) -> Result<Applied, LocationError> {
         let claim = binding.claim();
-        if let Some(&slot) = self.by_prefix.get(&binding.prefix) {
+        if let Some(slot) = self.table.find(binding.prefix) {
             return self.apply_to(slot, binding, out);
         }
         let mut outcome = Applied::Newer;
@@ -143,29 +266,18 @@ impl Location {
                 outcome = Applied::TieWon { lost: dead };
             }
         }
-        if self.by_prefix.len() >= limits::BINDINGS_MAX {
+        if self.len() >= limits::BINDINGS_MAX {
             return Err(LocationError::Full);
         }
-        let node = self.by_node.entry(binding.mn.clone()).or_default();
-        if node.prefixes.len() >= limits::PREFIXES_PER_NODE_MAX {
+        if self.prefixes_of(&binding.mn).len() >= limits::PREFIXES_PER_NODE_MAX {
             return Err(LocationError::TooManyPrefixes);
         }
-        node.prefixes.push(binding.prefix);
         self.tombstones.remove(&binding.prefix);
-        self.note_lease(&binding);
         let prefix = binding.prefix;
+        let lifetime = binding.lifetime;
         out.push(self.change(prefix, None, Some(binding.clone())));
-        let slot = match self.free.pop() {
-            Some(slot) => {
-                self.slab[slot as usize] = Some(binding);
-                slot
-            }
-            None => {
-                self.slab.push(Some(binding));
-                u32::try_from(self.slab.len() - 1).expect("BINDINGS_MAX is below 2^32")
-            }
-        };
-        self.by_prefix.insert(prefix, slot);
+        let slot = self.table.insert(binding);
+        self.move_lease(slot, Lifetime::WhileAttached, lifetime);
         *self.lengths[prefix.family() as usize].entry(prefix.len()).or_default() += 1;
         Ok(outcome)
     }
@@ -176,7 +288,7 @@ impl Location {
         binding: Binding,
         out: &mut Vec<BindingChange>,
     ) -> Result<Applied, LocationError> {
-        let known = self.slab[slot as usize].as_ref().expect("an indexed slot is occupied");
+        let known = &self.table.slab[slot];
         if known.mn != binding.mn {
             return Err(LocationError::OtherNode);
         }
@@ -194,9 +306,8 @@ impl Location {
         if *known == binding {
             return Ok(Applied::Same);
         }
-        self.note_lease(&binding);
-        let place = self.slab[slot as usize].as_mut().expect("checked above");
-        let old = std::mem::replace(place, binding.clone());
+        let old = std::mem::replace(&mut self.table.slab[slot], binding.clone());
+        self.move_lease(slot, old.lifetime, binding.lifetime);
         if outcome != Applied::Same || old.fe_e != binding.fe_e {
             out.push(self.change(binding.prefix, Some(old), Some(binding)));
         }
@@ -214,22 +325,14 @@ impl Location {
     /// The binding ends, and `claim` is remembered: the greatest one that is known, which is the
     /// newer one of somebody else when that is why it ends.
     pub fn remove(&mut self, prefix: Prefix, claim: Claim, out: &mut Vec<BindingChange>) -> bool {
-        let Some(slot) = self.by_prefix.remove(&prefix) else {
-            return false;
-        };
-        let old = self.slab[slot as usize].take().expect("an indexed slot is occupied");
-        self.free.push(slot);
+        let Some(slot) = self.table.find(prefix) else { return false };
+        let Some(old) = self.table.remove(prefix) else { return false };
+        self.move_lease(slot, old.lifetime, Lifetime::WhileAttached);
         let lengths = &mut self.lengths[prefix.family() as usize];
         if let Some(count) = lengths.get_mut(&prefix.len()) {
             *count -= 1;
             if *count == 0 {
                 lengths.remove(&prefix.len());
-            }
-        }
-        if let Some(node) = self.by_node.get_mut(&old.mn) {
-            node.prefixes.retain(|&p| p != prefix);
-            if node.prefixes.is_empty() {
-                self.by_node.remove(&old.mn);
             }
         }
         self.bury(prefix, claim.max(old.claim()));
@@ -262,14 +365,12 @@ impl Location {
     /// Prefixes whose lifetime is over at `now`. The caller decides what that means.
     pub fn expired(&mut self, now: Instant) -> Vec<Prefix> {
         let mut over = Vec::new();
-        while let Some(&(at, prefix)) = self.leases.first() {
+        while let Some(&(at, slot)) = self.leases.first() {
             if at > now {
                 break;
             }
             self.leases.pop_first();
-            if self.find(prefix).is_some_and(|b| b.lifetime.is_over(now)) {
-                over.push(prefix);
-            }
+            over.extend(self.table.slab.get(slot).map(|b| b.prefix));
         }
         over
     }
@@ -284,12 +385,11 @@ impl Location {
         let mut bindings = Vec::new();
         // Free slots count against the scan, so that a page over an emptied table is bounded too.
         let scan_max = limit.saturating_mul(16).max(1024);
-        let start = cursor as usize;
-        for (i, slot) in self.slab.iter().enumerate().skip(start) {
-            if bindings.len() >= limit || i - start >= scan_max {
-                return Page { bindings, next: u32::try_from(i).ok() };
+        for slot in cursor..self.table.slab.slots() {
+            if bindings.len() >= limit || (slot - cursor) as usize >= scan_max {
+                return Page { bindings, next: Some(slot) };
             }
-            bindings.extend(slot.as_ref());
+            bindings.extend(self.table.slab.get(slot));
         }
         Page { bindings, next: None }
     }
@@ -297,12 +397,16 @@ impl Location {
     /// Bindings at one anchor. Walks the table: for rare events (an anchor's full report), not for
     /// the hot path.
     pub fn at_anchor(&self, anchor: AnchorId) -> impl Iterator<Item = &Binding> {
-        self.slab.iter().flatten().filter(move |b| b.anchor == anchor)
+        self.table.slab.iter().filter(move |b| b.anchor == anchor)
     }
 
-    fn note_lease(&mut self, binding: &Binding) {
-        if let crate::types::Lifetime::Until(at) = binding.lifetime {
-            self.leases.insert((at, binding.prefix));
+    /// What ends a binding by time moves along with its lifetime.
+    fn move_lease(&mut self, slot: u32, old: Lifetime, new: Lifetime) {
+        if let Lifetime::Until(at) = old {
+            self.leases.remove(&(at, slot));
+        }
+        if let Lifetime::Until(at) = new {
+            self.leases.insert((at, slot));
         }
     }
 
@@ -320,7 +424,7 @@ impl Location {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::types::{Lifetime, Locator};
+    use crate::types::Locator;
     use std::time::Duration;
 
     fn binding(anchor: u32, generation: u32) -> Binding {
@@ -420,5 +524,85 @@ mod tests {
             cursor = page.next;
         }
         assert_eq!(seen, 100);
+    }
+
+    /// A mobile node's prefixes, its bindings and the longest match, beside a table that is too
+    /// simple to be wrong.
+    #[test]
+    fn it_answers_as_a_plain_list_would() {
+        let mut location = Location::new(1);
+        let mut list: Vec<Binding> = Vec::new();
+        let mut out = Vec::new();
+        let mut random = 1u64;
+        let mut draw = |below: u64| {
+            random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+            (random >> 33) % below
+        };
+        for step in 0..4_000u32 {
+            let prefix = match draw(3) {
+                0 => Prefix::v4(0x0a00_0000 | draw(64) as u32, 32),
+                1 => Prefix::v4(0x0a00_0000 | draw(64) as u32, 27 + draw(4) as u8),
+                _ => Prefix::v6(u128::from(draw(64)) << 60, 64 + draw(8) as u8),
+            };
+            let prefix = prefix.unwrap();
+            let held = list.iter().position(|b| b.prefix == prefix);
+            if let (0, Some(at)) = (draw(2), held) {
+                let old = list.remove(at);
+                assert!(location.remove(prefix, old.claim(), &mut out));
+            } else {
+                let mn = match draw(4) {
+                    0 => MnId::new(&format!("eid:{prefix}")).unwrap(),
+                    n => MnId::new(&format!("mn{}", n + draw(4))).unwrap(),
+                };
+                let new = Binding { prefix, mn, ..binding(1, step + 1) };
+                let known = list.iter().filter(|b| b.mn == new.mn).count();
+                let expected = match held {
+                    Some(at) if list[at].mn != new.mn => Err(LocationError::OtherNode),
+                    None if known == limits::PREFIXES_PER_NODE_MAX => {
+                        Err(LocationError::TooManyPrefixes)
+                    }
+                    _ => Ok(Applied::Newer),
+                };
+                assert_eq!(location.apply(new.clone(), &mut out), expected);
+                match held {
+                    Some(at) if expected.is_ok() => list[at] = new,
+                    None if expected.is_ok() => list.push(new),
+                    _ => {}
+                }
+            }
+            assert_eq!(location.find(prefix), list.iter().find(|b| b.prefix == prefix));
+            let addr = Prefix::v4(0x0a00_0000 | draw(64) as u32, 32).unwrap().addr();
+            let around = list.iter().filter(|b| b.prefix.contains_addr(addr));
+            assert_eq!(location.find_longest(addr), around.max_by_key(|b| b.prefix.len()));
+            for b in list.iter().skip(draw(16) as usize).step_by(16) {
+                let of_node = list.iter().filter(|o| o.mn == b.mn).map(|o| o.prefix);
+                assert_eq!(location.prefixes_of(&b.mn), of_node.collect::<Vec<_>>());
+            }
+        }
+        assert_eq!(location.len(), list.len());
+        assert_eq!(location.at_anchor(AnchorId(1)).count(), list.len());
+        for b in std::mem::take(&mut list) {
+            assert!(location.remove(b.prefix, b.claim(), &mut out));
+            assert!(location.find_longest(b.prefix.addr()).is_none_or(|o| o.prefix != b.prefix));
+        }
+        let table = &location.table;
+        assert!(location.is_empty() && table.records.is_empty() && table.by_node.is_empty());
+        assert!(location.lengths.iter().all(BTreeMap::is_empty));
+    }
+
+    /// What is refreshed often has one end, and a slot that is used again does not inherit one.
+    #[test]
+    fn a_binding_has_one_lease_at_most() {
+        let mut location = Location::new(1);
+        let mut out = Vec::new();
+        let until = |s| Lifetime::Until(Instant::ZERO + Duration::from_secs(s));
+        for s in 1..100 {
+            location.apply(Binding { lifetime: until(s), ..binding(1, 1) }, &mut out).unwrap();
+        }
+        assert_eq!(location.leases.len(), 1);
+        location.remove(binding(1, 1).prefix, binding(1, 1).claim(), &mut out);
+        assert_eq!(location.poll_timeout(), None);
+        location.apply(binding(1, 2), &mut out).unwrap();
+        assert!(location.expired(Instant::FAR_FUTURE).is_empty());
     }
 }

@@ -939,7 +939,7 @@ impl Node {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        tracing::warn!(%prefix, mn = mn.as_ref().map(MnId::as_str), why, "attach refused");
+        tracing::warn!(%prefix, mn = mn.as_ref().map(MnId::as_str).as_deref(), why, "attach refused");
         self.record(now, mn, prefix, Phase::Refused, None, why);
         let mut said = Vec::new();
         self.anchor.handle_refused(prefix, now, &mut said);
@@ -963,7 +963,7 @@ impl Node {
             None => self.location.known_claim(prefix).map_or(Generation::NONE, |c| c.generation),
         };
         tracing::debug!(
-            %prefix, mn = mn.as_ref().map(MnId::as_str), generation = generation.0, ?phase,
+            %prefix, mn = mn.as_ref().map(MnId::as_str).as_deref(), generation = generation.0, ?phase,
             peer = peer.map(tracing::field::display), detail = detail.as_str(), "handover"
         );
         self.timeline.record(Event { at, mn, prefix, phase, generation, peer, detail });

@@ -4,29 +4,34 @@
 //! makes the simulator's clock and the daemon's clock the same type.
 
 use std::fmt;
+use std::num::NonZeroU64;
 use std::ops::{Add, AddAssign, Sub};
 use std::time::Duration;
 
 /// Microseconds since the node (or the simulation) started. Monotonic.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Instant(u64);
+///
+/// One is added inside, so that zero is free and an `Option<Instant>` has the size of an
+/// `Instant`: there is one in each binding.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Instant(NonZeroU64);
 
 impl Instant {
-    pub const ZERO: Self = Self(0);
+    pub const ZERO: Self = Self(NonZeroU64::MIN);
     /// Later than any instant a timer can reach: "never".
-    pub const FAR_FUTURE: Self = Self(u64::MAX);
+    pub const FAR_FUTURE: Self = Self(NonZeroU64::MAX);
 
+    /// Saturates at [`Instant::FAR_FUTURE`].
     pub const fn from_micros(us: u64) -> Self {
-        Self(us)
+        Self(NonZeroU64::MIN.saturating_add(us))
     }
 
     pub const fn as_micros(self) -> u64 {
-        self.0
+        self.0.get() - 1
     }
 
     /// Time from `earlier` to `self`; zero when `earlier` is later.
     pub fn saturating_since(self, earlier: Self) -> Duration {
-        Duration::from_micros(self.0.saturating_sub(earlier.0))
+        Duration::from_micros(self.0.get().saturating_sub(earlier.0.get()))
     }
 }
 
@@ -56,6 +61,40 @@ impl Sub for Instant {
 
 impl fmt::Display for Instant {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{:06}s", self.0 / 1_000_000, self.0 % 1_000_000)
+        let us = self.as_micros();
+        write!(f, "{}.{:06}s", us / 1_000_000, us % 1_000_000)
+    }
+}
+
+impl fmt::Debug for Instant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "Instant({})", self.as_micros())
+    }
+}
+
+impl Default for Instant {
+    fn default() -> Self {
+        Self::ZERO
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn it_starts_at_zero_ends_at_never_and_an_absent_one_costs_nothing() {
+        assert_eq!(Instant::default().as_micros(), 0);
+        assert_eq!(Instant::from_micros(7).as_micros(), 7);
+        assert_eq!(Instant::from_micros(u64::MAX), Instant::FAR_FUTURE);
+        assert_eq!(Instant::ZERO + Duration::MAX, Instant::FAR_FUTURE);
+        let second = Instant::ZERO + Duration::from_secs(1);
+        assert_eq!(
+            (second.to_string(), format!("{second:?}")),
+            ("1.000000s".into(), "Instant(1000000)".into())
+        );
+        assert_eq!(second - Instant::from_micros(1), Duration::from_micros(999_999));
+        assert_eq!(Instant::ZERO - second, Duration::ZERO);
+        assert_eq!(size_of::<Option<Instant>>(), 8);
     }
 }

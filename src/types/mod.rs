@@ -9,11 +9,13 @@ mod mac;
 mod mobile_node;
 mod prefix;
 pub mod seam;
+mod slab;
 pub mod transfer;
 
 pub use anchor::{AnchorId, Locator};
 pub use binding::{Binding, Claim, Generation, Lifetime, Revision};
 pub use instant::Instant;
 pub use mac::MacAddr;
-pub use mobile_node::{MnId, MnIdError};
+pub use mobile_node::{MnId, MnIdError, MnText};
 pub use prefix::{Family, Prefix, PrefixError};
+pub use slab::Slab;

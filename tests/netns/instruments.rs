@@ -22,6 +22,26 @@ struct ByHand {
 
 impl ByHand {
     fn start(lab: &Lab, anchor: &str, router_id: IpAddr) -> Result<Self> {
+        // What the anchor's own configuration asks for, and so the reflector of it.
+        let namespace = lab.namespace(anchor)?;
+        let file: toml::Table =
+            fs::read_to_string(namespace.path("/etc/killick/killick.toml"))?.parse()?;
+        let neighbor = &file["bgp"]["neighbor"][0];
+        let key = match neighbor.get("password-file").and_then(toml::Value::as_str) {
+            Some(path) => {
+                let key = fs::read_to_string(namespace.path(path))?;
+                format!("auth-password = \"{}\"", key.trim_end())
+            }
+            None => String::new(),
+        };
+        let ttl_security = match neighbor.get("ttl-security-hops").and_then(toml::Value::as_integer)
+        {
+            Some(hops) => format!(
+                "[neighbors.ttl-security.config]\n  enabled = true\n  ttl-min = {}",
+                256 - hops
+            ),
+            None => String::new(),
+        };
         let config = format!(
             r#"
 [global.config]
@@ -31,11 +51,13 @@ impl ByHand {
   [neighbors.config]
     neighbor-address = "10.0.0.10"
     peer-as = 65000
+    {key}
   [neighbors.timers.config]
     connect-retry = 1
     idle-hold-time-after-reset = 1
   [neighbors.transport.config]
     local-address = "{router_id}"
+  {ttl_security}
   [[neighbors.afi-safis]]
     [neighbors.afi-safis.config]
       afi-safi-name = "ipv4-unicast"
@@ -44,7 +66,6 @@ impl ByHand {
       afi-safi-name = "ipv6-unicast"
 "#
         );
-        let namespace = lab.namespace(anchor)?;
         let path = namespace.folder.join("gobgpd.toml");
         fs::write(&path, config)?;
         namespace.sh("ip link set eth11 address 02:00:5e:00:53:01

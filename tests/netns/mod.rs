@@ -21,8 +21,12 @@ mod traffic;
 mod core;
 mod instruments;
 mod interrupted;
+mod keys;
+mod lisp;
 mod relocation;
 mod stage;
+mod steps;
+mod strace;
 mod topologies;
 
 type Result<T> = std::result::Result<T, Box<dyn std::error::Error + Send + Sync>>;

@@ -19,6 +19,8 @@ pub const LIMIT: Duration = Duration::from_secs(30);
 const FIRST_PORT: u16 = 21_000;
 /// Dense enough that a host is noticed at once, thin enough for a busy machine.
 const PACE: Duration = Duration::from_millis(5);
+/// `rtm_protocol` of killick's routes.
+const KERNEL_PROTOCOL: u8 = 107;
 /// From and to the host, IPv4, then IPv6.
 const FLOWS_PER_HOST: usize = 4;
 
@@ -33,8 +35,17 @@ type HostRoutes = BTreeMap<String, IpAddr>;
 
 impl Stage {
     pub fn set(name: &str) -> Result<Self> {
-        let lab = Lab::up(name, true)?;
+        Self::set_with(name, |_| Ok(()))
+    }
+
+    /// `prepare` has its way with the lab before the killicks start.
+    pub fn set_with(name: &str, prepare: impl FnOnce(&Lab) -> Result<()>) -> Result<Self> {
+        let mut lab = Lab::up(name, false)?;
+        prepare(&lab)?;
+        let killicks: Vec<String> = lab.with_role(Role::Killick).map(str::to_owned).collect();
+        killicks.iter().try_for_each(|name| lab.start(name))?;
         let scene = Scene::of(&lab)?;
+        scene.wait_until_connected(&lab, LIMIT)?;
         let mut plans = Vec::new();
         let mut ports = FIRST_PORT..;
         for (host, known) in &scene.hosts {
@@ -53,7 +64,6 @@ impl Stage {
         }
         let flows = Flows::start(&plans, PACE)?;
         let stage = Self { lab, scene, flows };
-        stage.all_are_connected()?;
         let first = stage.scene.anchors.keys().next().ok_or("no anchor")?.clone();
         for host in stage.scene.hosts.keys() {
             stage.routers_lead(host, &first)?;
@@ -76,6 +86,17 @@ impl Stage {
         node.daemons.iter_mut().for_each(Daemon::kill);
     }
 
+    /// Of a killick.
+    pub fn pid(&self, node: &str) -> Result<u32> {
+        let child = self.lab.nodes[node].daemons.first().and_then(|d| d.child.as_ref());
+        Ok(child.ok_or_else(|| format!("{node} does not run"))?.id())
+    }
+
+    pub fn is_running(&mut self, node: &str) -> bool {
+        let node = self.lab.nodes.get_mut(node);
+        node.is_some_and(|node| node.daemons.iter_mut().all(Daemon::is_running))
+    }
+
     /// To all daemons of a node.
     pub fn signal(&self, node: &str, signal: i32) -> Result<()> {
         for daemon in &self.lab.nodes[node].daemons {
@@ -83,6 +104,53 @@ impl Stage {
             // SAFETY: a system call; the pid is ours until it has been waited for.
             if unsafe { libc::kill(child.id().cast_signed(), signal) } != 0 {
                 return Err(std::io::Error::last_os_error().into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Every ingress router that the host matters to sends its traffic to `anchor`.
+    pub fn itrs_lead(&self, host: &str, anchor: &str) -> Result<()> {
+        wait_until(&format!("ingress routers lead {host} to {anchor}"), LIMIT, || {
+            let dissenters = self.scene.itr_dissenters(&self.lab, host, anchor);
+            if dissenters.is_empty() { Ok(Some(())) } else { Err(dissenters.join("; ").into()) }
+        })
+    }
+
+    /// Of the hosts, exactly these are registered by themselves at the map-server, at these anchors;
+    /// the aggregates lead to the others.
+    pub fn registered_exactly(&self, away: &[(&str, &str)]) -> Result<()> {
+        let mut wanted = BTreeMap::new();
+        for (host, anchor) in away {
+            for address in self.scene.hosts[*host].addresses {
+                let bits = if address.is_ipv4() { 32 } else { 128 };
+                wanted.insert(format!("{address}/{bits}"), self.scene.anchors[*anchor].id.clone());
+            }
+        }
+        wait_until("the registrations are right", LIMIT, || {
+            let told = self.lab.killick_json("ms", "lisp registrations")?;
+            let items = told["items"].as_array().ok_or("no registrations")?;
+            let hosts = items.iter().filter_map(|item| {
+                let eid = item["eid"].as_str()?;
+                let is_host = eid.ends_with("/32") && !eid.contains(':') || eid.ends_with("/128");
+                is_host.then(|| (eid.to_owned(), item["anchor"].as_str().unwrap_or("?").to_owned()))
+            });
+            let found: BTreeMap<String, String> = hosts.collect();
+            if found == wanted { Ok(Some(())) } else { Err(format!("{found:?}").into()) }
+        })
+    }
+
+    /// The map-server answers that these hosts are at these anchors.
+    pub fn registered_bindings_are(&self, away: &[(&str, &str)]) -> Result<()> {
+        for (host, anchor) in away {
+            for address in self.scene.hosts[*host].addresses {
+                let told = self.lab.killick_json("ms", &format!("lisp lookup {address}"))?;
+                let rlocs = told["rlocs"].as_array().into_iter().flatten();
+                let found: Vec<IpAddr> =
+                    rlocs.filter_map(|r| r["address"].as_str()?.parse().ok()).collect();
+                if found != self.scene.anchors[*anchor].rlocs {
+                    return Err(format!("{address} is at {anchor}, and not at {told}").into());
+                }
             }
         }
         Ok(())
@@ -109,6 +177,34 @@ impl Stage {
         for router in &self.scene.routers {
             wait_until(&format!("{router} holds exactly {expected:?}"), LIMIT, || {
                 let held = host_routes(&self.lab, router)?;
+                if held == expected { Ok(Some(())) } else { Err(format!("{held:?}").into()) }
+            })?;
+        }
+        Ok(())
+    }
+
+    /// Each anchor's kernel has the delivery routes of the hosts that are there, and no other.
+    pub fn anchors_deliver_exactly(&self, hosts: &[(&str, &str)]) -> Result<()> {
+        for anchor in self.scene.anchors.keys() {
+            let mut expected = BTreeSet::new();
+            for (host, _) in hosts.iter().filter(|(_, at)| at == anchor) {
+                expected.extend(self.scene.hosts[*host].addresses);
+            }
+            wait_until(&format!("{anchor} delivers exactly to {expected:?}"), LIMIT, || {
+                let mut held = BTreeSet::new();
+                for family in ["-4", "-6"] {
+                    let show =
+                        format!("ip {family} -j route show table all proto {KERNEL_PROTOCOL}");
+                    let told: Value = serde_json::from_str(&self.lab.sh(anchor, &show)?)?;
+                    for route in told.as_array().into_iter().flatten() {
+                        // A lone address is one of a host; an aggregate has its length beside it.
+                        if route["type"].as_str().is_none_or(|kind| kind == "unicast")
+                            && let Some(Ok(address)) = route["dst"].as_str().map(str::parse)
+                        {
+                            held.insert(address);
+                        }
+                    }
+                }
                 if held == expected { Ok(Some(())) } else { Err(format!("{held:?}").into()) }
             })?;
         }

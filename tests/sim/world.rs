@@ -922,6 +922,9 @@ impl World {
                     Output::Persist { prefix, record } => records.push((prefix, record)),
                     Output::Frame { link, octets } => frames.push((link, octets)),
                     Output::LinkNodes { .. } | Output::Observed(_) => {}
+                    Output::Lisp { .. } | Output::Encap(_) | Output::Note(_) => {
+                        unreachable!("no node of this world has the mapping service")
+                    }
                 }
             }
             if let Actor::Node(node) = &mut actor {

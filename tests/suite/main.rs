@@ -2,9 +2,11 @@
 
 mod bgp_malformed;
 mod lisp_wire;
+mod memory;
 #[path = "../netns/mod.rs"]
 mod netns;
 mod netns_anchor;
+mod netns_ebpf;
 mod netns_encap;
 mod netns_tun;
 #[path = "../sim/mod.rs"]

@@ -10,11 +10,14 @@ use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant as Clock};
 
+use killick::dataplane::encap::gpe::{self, Gpe};
 use killick::dataplane::encap::{DropReason, Encapsulator};
 use killick::dataplane::tun::{Config, HoldLimits, Use};
+use killick::driver::lisp::Beside;
 use killick::driver::lisp::tun::{Settings, Tun};
 use killick::types::Prefix;
 use killick::types::lisp::{EncapChange, EncapEvent, EntryAction, GroupId, GroupPath, InstanceId};
+use killick::wire::encap::ip::put_datagram;
 
 const IID: InstanceId = InstanceId(77);
 
@@ -60,6 +63,9 @@ impl Lab {
         for gateway in [&lab.west, &lab.east] {
             let Gateway { namespace, rloc4, rloc6, eid4, eid6 } = gateway;
             ip(namespace, "link set u0 up");
+            // What a network card would compute, nobody does on a veth pair; the kernel's own
+            // receiver knows, one in user space does not see it.
+            gateway.inside(checksums_are_computed);
             ip(namespace, &format!("addr add {rloc4}/24 dev u0"));
             ip(namespace, &format!("addr add {rloc6}/64 dev u0 nodad"));
             ip(namespace, &format!("addr add {eid4}/32 dev lo"));
@@ -147,6 +153,31 @@ fn apply(tun: &mut Tun, changes: &[EncapChange]) {
     assert_eq!(results, vec![Ok(()); changes.len()], "{changes:?}");
 }
 
+/// `ethtool -K u0 tx off`.
+fn checksums_are_computed() {
+    #[repr(C)]
+    struct Value {
+        command: u32,
+        data: u32,
+    }
+    const ETHTOOL_STXCSUM: u32 = 0x17;
+    const SIOCETHTOOL: libc::Ioctl = 0x8946;
+    let mut value = Value { command: ETHTOOL_STXCSUM, data: 0 };
+    let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+    // SAFETY: an ifreq is plain data, all zero is valid.
+    let mut request: libc::ifreq = unsafe { std::mem::zeroed() };
+    for (to, from) in request.ifr_name.iter_mut().zip(b"u0") {
+        *to = *from as libc::c_char;
+    }
+    request.ifr_ifru.ifru_data = (&raw mut value).cast();
+    // SAFETY: `request` points to `value`, and both outlive the call.
+    let rc = unsafe {
+        use std::os::fd::AsRawFd;
+        libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &raw const request)
+    };
+    assert_eq!(rc, 0, "ethtool: {}", std::io::Error::last_os_error());
+}
+
 fn skip(why: &str) -> Option<Lab> {
     use std::io::Write;
     // Aloud: the test harness keeps what `eprintln!` says to itself when a test passes.
@@ -184,7 +215,7 @@ fn events(tun: &mut Tun) -> Vec<EncapEvent> {
     events
 }
 
-/// `tcpdump` on the underlay; its file is gone when this is dropped.
+/// `dumpcap` (of tshark) on the underlay; its file is gone when this is dropped.
 struct Capture {
     child: Child,
     file: std::path::PathBuf,
@@ -194,15 +225,17 @@ impl Capture {
     fn start(gateway: &Gateway) -> Self {
         let file = std::env::temp_dir().join(format!("{}.pcap", gateway.namespace));
         let child = Command::new("ip")
-            .args(["netns", "exec", &gateway.namespace, "tcpdump", "-i", "u0", "-U", "-s0", "-w"])
+            .args(["netns", "exec", &gateway.namespace, "dumpcap", "-q", "-P", "-i", "u0"])
+            .args(["-f", "udp port 4341", "-w"])
             .arg(&file)
-            .args(["udp", "port", "4341"])
-            .stderr(Stdio::piped())
+            .stderr(Stdio::null())
             .spawn()
-            .expect("tcpdump is there");
+            .expect("ip is there");
         let capture = Self { child, file };
         // The header of the file is written when the capture has begun.
-        until("tcpdump began", || std::fs::metadata(&capture.file).is_ok_and(|m| m.len() >= 24));
+        until("the capture began", || {
+            std::fs::metadata(&capture.file).is_ok_and(|m| m.len() >= 24)
+        });
         capture
     }
 
@@ -393,17 +426,240 @@ fn what_is_not_allowed_is_dropped_and_counted() {
     // Nor what is of another instance, encrypted, or no packet.
     apply(&mut tun_east, &east.allow());
     let raw = west.socket(west.rloc4, 0);
-    let lisp = |payload: &[u8]| raw.send_to(payload, (east.rloc4, 4341)).unwrap();
-    lisp(&[8, 0, 0, 0, 0, 0, 78, 0, 0x45]);
-    lisp(&[0, 0, 0, 0, 0, 0, 0, 0, 0x45]);
+    let lisp = |header: [u8; 8], packet: &[u8]| {
+        let payload = [&header[..], packet].concat();
+        raw.send_to(&payload, (east.rloc4, 4341)).unwrap();
+    };
+    let mut packet = Vec::new();
+    put_datagram((west.eid4, 9).into(), (east.eid4, 9).into(), b"inner", &mut packet);
+    lisp([8, 0, 0, 0, 0, 0, 78, 0], &packet);
+    lisp([0, 0, 0, 0, 0, 0, 0, 0], &packet);
     until("instance", || dropped(&mut tun_east, DropReason::Instance) == 2);
-    lisp(&[9, 0, 0, 0, 0, 0, 77, 0, 0x45]);
-    lisp(&[8, 0, 0, 0, 0, 0, 77, 0, 0x45]);
-    lisp(&[8, 0, 0]);
+    lisp([9, 0, 0, 0, 0, 0, 77, 0], &packet);
+    lisp([8, 0, 0, 0, 0, 0, 77, 0], &packet[..30]);
+    raw.send_to(&[8, 0, 0], (east.rloc4, 4341)).unwrap();
     until("malformed", || dropped(&mut tun_east, DropReason::Malformed) == 3);
     here.send_to(b"allowed", to).unwrap();
     let mut buffer = [0; 64];
     assert_eq!(there.recv(&mut buffer).unwrap(), 7, "the first that is delivered");
     assert_eq!(&buffer[..7], b"allowed");
     assert_eq!(tun_east.totals().unwrap().decapsulated.packets, 1);
+}
+
+#[test]
+fn late_packets_go_on_to_where_the_node_is_and_are_told() {
+    let Some(lab) = Lab::new() else { return };
+    let (west, east) = (&lab.west, &lab.east);
+    let (mut tun_west, mut tun_east) = (west.open(), east.open());
+    // The node was at east; it is at west now. Its address is there, and its socket.
+    apply(&mut tun_west, &west.allow());
+    let pool = "10.1.0.0/16".parse().unwrap();
+    apply(&mut tun_east, &[EncapChange::AllowDecap { prefix: pool }]);
+    apply(&mut tun_east, &west.reached_by(west.eid4.into(), west.rloc6.into()));
+    let there = west.socket(west.eid4, 40002);
+    // A sender with an old mapping: an ITR of its own in the namespace of west.
+    let sender = west.socket(west.rloc4, 0);
+    sender.set_ttl(20).unwrap();
+    let mut inner = Vec::new();
+    let source = SocketAddr::from(([10, 9, 0, 1], 40001));
+    let destination = SocketAddr::from((west.eid4, 40002));
+    put_datagram(source, destination, b"late", &mut inner);
+    let mut payload = vec![8, 0, 0, 0, 0, 0, 77, 0];
+    payload.extend_from_slice(&inner);
+    let capture = Capture::start(east);
+    for _ in 0..3 {
+        sender.send_to(&payload, (east.rloc4, 4341)).unwrap();
+    }
+    let mut buffer = [0; 64];
+    for _ in 0..3 {
+        let (len, from) = there.recv_from(&mut buffer).unwrap();
+        assert_eq!((&buffer[..len], from), (&b"late"[..], source));
+    }
+    let rows = capture.decode(6, &["ip.ttl", "ipv6.hlim", "ip.dst"]);
+    let on = |row: &&Vec<String>| !row[1].is_empty();
+    assert_eq!(rows.iter().filter(on).count(), 3);
+    for row in rows.iter().filter(on) {
+        // RFC 9300 §5.3: the TTL of the old outer header minus 1, in both.
+        assert_eq!(row[..2], ["19", "19"]);
+    }
+    let late = EncapEvent::Late {
+        rloc: west.rloc4.into(),
+        iid: IID,
+        source: source.ip(),
+        destination: destination.ip(),
+    };
+    let told = events(&mut tun_east).into_iter().filter(|event| *event == late).count();
+    assert_eq!(told, 1, "once a second");
+    assert_eq!(tun_east.totals().unwrap().late.packets, 3);
+}
+
+#[test]
+fn a_native_entry_goes_by_the_routes_of_others() {
+    let Some(lab) = Lab::new() else { return };
+    let (west, east) = (&lab.west, &lab.east);
+    let mut tun_west = west.open();
+    let punt = |text: &str| EncapChange::SetEntry {
+        prefix: text.parse().unwrap(),
+        action: EntryAction::Punt,
+    };
+    apply(&mut tun_west, &[punt("10.0.0.0/8"), punt("fd00::/8")]);
+    let route = |to: IpAddr| {
+        let to = to.to_string();
+        let output = Command::new("ip")
+            .args(["-n", &west.namespace, "route", "get", &to])
+            .output()
+            .expect("ip is there");
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        text.split("dev ").nth(1).unwrap_or("none").split(' ').next().unwrap_or("").to_owned()
+    };
+    // A route of somebody else to the same place, which ours hides.
+    ip(&west.namespace, &format!("route add 10.2.0.0/16 via {}", east.rloc4));
+    ip(&west.namespace, &format!("route add fd02::/16 via {}", east.rloc6));
+    for eid in [IpAddr::from(east.eid4), east.eid6.into()] {
+        let prefix = Prefix::host(eid);
+        assert_eq!(route(eid), "killick0");
+        let native = EncapChange::SetEntry { prefix, action: EntryAction::Native };
+        apply(&mut tun_west, &[native.clone(), native.clone()]);
+        assert_eq!(route(eid), "u0");
+        apply(&mut tun_west, &[EncapChange::RemoveEntry { prefix }]);
+        assert_eq!(route(eid), "killick0");
+        apply(&mut tun_west, &[native]);
+        // Without the pool, what is inside keeps or loses its routes as it is itself.
+        let away = Prefix::host(eid);
+        let pool = if eid.is_ipv4() { "10.0.0.0/8" } else { "fd00::/8" };
+        apply(&mut tun_west, &[EncapChange::RemoveEntry { prefix: pool.parse().unwrap() }]);
+        assert_eq!(route(eid), "u0");
+        apply(&mut tun_west, &[EncapChange::SetEntry { prefix: away, action: EntryAction::Drop }]);
+        assert_eq!(route(eid), "killick0");
+    }
+    drop(tun_west);
+    assert_eq!(route(east.eid4.into()), "u0", "nothing is left in the way");
+    // What an earlier process has left is taken away.
+    let mut tun_west = west.open();
+    apply(&mut tun_west, &[punt("10.0.0.0/8")]);
+    assert_eq!(route(east.eid4.into()), "killick0");
+}
+
+fn open_gpe(gateway: &Gateway) -> Beside<Gpe> {
+    gateway.inside(|| {
+        let settings = Settings { routes: None, ..Settings::new(gateway.config(Use::Punt)) };
+        let tun = Tun::open(&settings).unwrap();
+        let gpe = Gpe::open(gpe::Options {
+            ipv4: Some(gateway.rloc4),
+            ipv6: Some(gateway.rloc6),
+            iid: IID,
+            punt: Some(settings.device.clone()),
+            ..gpe::Options::default()
+        });
+        Beside::new(gpe.unwrap(), tun).unwrap()
+    })
+}
+
+/// In the namespace, where `apply` opens the sensor.
+fn apply_gpe(gateway: &Gateway, plane: &mut Beside<Gpe>, changes: &[EncapChange]) {
+    let mut results = Vec::new();
+    gateway.inside(|| plane.apply(changes, &mut results));
+    assert_eq!(results, vec![Ok(()); changes.len()], "{changes:?}");
+}
+
+/// LISP-GPE of the kernel: its first packets are held in user space, and leave by its tunnel. The
+/// other end takes them as well as those of plain LISP.
+#[test]
+fn beside_the_kernel_first_packets_are_held_and_leave_by_its_tunnel() {
+    let Some(lab) = Lab::new() else { return };
+    let (west, east) = (&lab.west, &lab.east);
+    let mut plane = open_gpe(west);
+    let mut tun_east = east.open();
+    apply(&mut tun_east, &east.allow());
+    for pool in ["10.2.0.0/16", "fd02::/16"] {
+        let (prefix, action) = (pool.parse().unwrap(), EntryAction::Punt);
+        apply_gpe(west, &mut plane, &[EncapChange::SetEntry { prefix, action }]);
+    }
+    let mut number = 0_u32;
+    for (from, to, rloc) in [
+        (IpAddr::from(west.eid4), IpAddr::from(east.eid4), IpAddr::from(east.rloc6)),
+        (west.eid6.into(), east.eid6.into(), east.rloc4.into()),
+    ] {
+        let (here, there) = (west.socket(from, 40001), east.socket(to, 40002));
+        let mut send = |count: u32| {
+            for _ in 0..count {
+                here.send_to(&number.to_be_bytes(), (to, 40002)).unwrap();
+                number += 1;
+            }
+        };
+        send(100);
+        until("all are held", || plane.totals().unwrap().held == 100);
+        let mut told = Vec::new();
+        while plane.handle_readable(&mut told).unwrap() {}
+        assert_eq!(told, [EncapEvent::Miss { source: from, destination: to }]);
+        apply_gpe(west, &mut plane, &east.reached_by(to, rloc));
+        let mut buffer = [0; 64];
+        let mut received = Vec::new();
+        for round in 0..2 {
+            for _ in 0..100 {
+                let len = there.recv(&mut buffer).unwrap();
+                received.push(u32::from_be_bytes(buffer[..len].try_into().unwrap()));
+            }
+            if round == 0 {
+                send(100);
+            }
+        }
+        assert_eq!(received, (received[0]..received[0] + 200).collect::<Vec<_>>());
+    }
+    assert_eq!(plane.tun().all_counters().released, 200);
+    assert_eq!(tun_east.totals().unwrap().decapsulated.packets, 400);
+}
+
+#[test]
+fn beside_the_kernel_late_packets_are_told() {
+    let Some(lab) = Lab::new() else { return };
+    let (west, east) = (&lab.west, &lab.east);
+    let mut plane = open_gpe(east);
+    let pool: Prefix = "10.2.0.0/16".parse().unwrap();
+    apply_gpe(east, &mut plane, &[EncapChange::AllowDecap { prefix: pool }]);
+    let mut packet = vec![8, 0, 0, 0, 0, 0, 77, 0];
+    put_datagram((west.eid4, 9).into(), (east.eid4, 9).into(), b"late", &mut packet);
+    let mut other = vec![8, 0, 0, 0, 0, 0, 77, 0];
+    put_datagram((west.eid4, 9).into(), ([10, 2, 0, 9], 9).into(), b"here", &mut other);
+    let sender = west.socket(west.rloc6, 0);
+    let send = |packet: &[u8]| sender.send_to(packet, (east.rloc6, 4341)).unwrap();
+    send(&packet);
+    // It leaves.
+    apply_gpe(east, &mut plane, &west.reached_by(east.eid4.into(), west.rloc4.into()));
+    send(&other);
+    send(&packet);
+    let late = EncapEvent::Late {
+        rloc: west.rloc6.into(),
+        iid: IID,
+        source: west.eid4.into(),
+        destination: east.eid4.into(),
+    };
+    let mut told = Vec::new();
+    until("it is told", || {
+        plane.handle_readable(&mut told).unwrap();
+        !told.is_empty()
+    });
+    assert_eq!(told, [late]);
+
+    // A flood is sampled, and nothing of it is told once the node is back.
+    for _ in 0..5_000 {
+        send(&packet);
+    }
+    let begun = Clock::now();
+    while begun.elapsed() < Duration::from_millis(300) {
+        plane.handle_readable(&mut told).unwrap();
+        std::thread::sleep(Duration::from_millis(2));
+    }
+    let counters = plane.late_counters().unwrap();
+    assert_eq!(told.len() as u64, counters.told);
+    assert!((100..=600).contains(&told.len()), "{counters:?}");
+    assert!(counters.left_out > 3_000, "{counters:?}");
+    assert_eq!(counters.seen + counters.left_out, 5_001, "{counters:?}");
+    let prefix = Prefix::host(east.eid4.into());
+    apply_gpe(east, &mut plane, &[EncapChange::RemoveEntry { prefix }]);
+    told.clear();
+    send(&packet);
+    std::thread::sleep(Duration::from_millis(50));
+    plane.handle_readable(&mut told).unwrap();
+    assert_eq!(told, []);
 }

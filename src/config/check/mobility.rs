@@ -165,6 +165,7 @@ impl Checker<'_, '_> {
             let pool = pools.iter().find(|pool| pool.family() == family);
             if let Some(pool) = pool
                 && fe_e.next_hop(family).is_none()
+                && !self.tunnels_only
             {
                 self.error_hint(
                     path,

@@ -526,18 +526,6 @@ fn outcome(answer: Result<(), OpError>) -> Result<(), EncapError> {
     }
 }
 
-impl From<OpError> for EncapError {
-    fn from(error: OpError) -> Self {
-        match error {
-            OpError::LinkDown => Self::LinkDown,
-            OpError::NotPermitted => Self::NotPermitted,
-            OpError::Exists | OpError::Missing | OpError::Other(_) => {
-                Self::Other(error.to_string())
-            }
-        }
-    }
-}
-
 /// The entry that a listed route is.
 fn entry(prefix: Prefix, to: To) -> Option<EncapChange> {
     let family = prefix.family();

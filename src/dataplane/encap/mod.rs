@@ -22,6 +22,7 @@ pub mod reconcile;
 
 pub use reconcile::Reconciler;
 
+use super::OpError;
 use crate::types::lisp::{EncapChange, EncapEvent, EntryCount};
 use crate::types::{Instant, Prefix};
 
@@ -71,6 +72,17 @@ pub enum EncapError {
     NotPermitted,
     #[error("{0}")]
     Other(String),
+}
+
+impl From<OpError> for EncapError {
+    fn from(error: OpError) -> Self {
+        match error {
+            OpError::LinkDown => Self::LinkDown,
+            OpError::NotPermitted => Self::NotPermitted,
+            OpError::Exists | OpError::Missing => Self::Other(error.to_string()),
+            OpError::Other(text) => Self::Other(text),
+        }
+    }
 }
 
 /// Why a packet was dropped; a label in metrics.

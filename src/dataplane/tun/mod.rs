@@ -10,7 +10,7 @@
 //! mapping, are held, and go back to the kernel when there is one.
 
 mod hold;
-pub mod packet;
+mod outer;
 mod table;
 
 use std::collections::VecDeque;
@@ -21,16 +21,20 @@ use std::time::Duration;
 use foldhash::fast::FixedState;
 
 pub use hold::HoldLimits;
-pub use packet::HEADROOM;
+pub use outer::HEADROOM;
+pub(crate) use table::Table;
 
 use self::hold::{Full, Hold};
-use self::packet::{Head, Icmp, Outer};
-use self::table::Table;
+use self::outer::Outer;
 use super::encap::{DropReason, EncapError, Families, Totals};
 use crate::types::lisp::{
     EncapChange, EncapEvent, EntryAction, EntryCount, GroupId, GroupPath, InstanceId,
 };
-use crate::types::{Instant, Prefix};
+use crate::types::{Family, Instant, Prefix};
+use crate::wire::encap::{
+    self as wire, Head, IcmpError, LispHeader, fragment, outer_len, put_icmp_error,
+    set_ttl_and_class,
+};
 
 /// Entries, groups and allowed prefixes; more are refused with [`EncapError::Full`].
 pub const ENTRIES_MAX: usize = 4_000_000;
@@ -95,8 +99,8 @@ impl Config {
     pub fn device_mtu(&self) -> u16 {
         let overhead = match (self.used_for, self.source6) {
             (Use::Punt, _) => 0,
-            (Use::Encapsulate, Some(_)) => packet::OVERHEAD_IPV6,
-            (Use::Encapsulate, None) => packet::OVERHEAD_IPV4,
+            (Use::Encapsulate, Some(_)) => outer_len(Family::Ipv6),
+            (Use::Encapsulate, None) => outer_len(Family::Ipv4),
         };
         self.underlay_mtu.saturating_sub(overhead as u16).max(1280)
     }
@@ -350,7 +354,8 @@ impl Engine {
     /// A packet that the kernel routed to the device: octets [`HEADROOM`]`..HEADROOM + len` of the
     /// slot. The kernel has counted the hop.
     pub fn handle_inner(&mut self, slot: &mut [u8], len: usize, now: Instant) -> Inner {
-        let Some(head) = slot.get(HEADROOM..HEADROOM + len).and_then(Head::of) else {
+        let head = slot.get(HEADROOM..HEADROOM + len).and_then(|packet| Head::of(packet).ok());
+        let Some(head) = head else {
             return Inner::Dropped(self.drop_packet(DropReason::Malformed));
         };
         if head.destination.is_multicast() {
@@ -389,10 +394,10 @@ impl Engine {
         let Some(outer) = group.and_then(|group| group.member(head.flow)) else {
             return Inner::Dropped(self.drop_packet(DropReason::Unreachable));
         };
-        let (len, rloc) = (outer.overhead() + head.len, outer.destination);
+        let (len, rloc) = (outer.len() + head.len, outer.destination);
         let len_max = usize::from(self.config.underlay_mtu);
         if len > len_max {
-            let packet_max = len_max - outer.overhead();
+            let packet_max = len_max - outer.len();
             return self.handle_too_long(at, outer.clone(), packet_max, slot, head, now);
         }
         let start = outer.put(slot, head);
@@ -411,27 +416,31 @@ impl Engine {
         now: Instant,
     ) -> Inner {
         let packet = &slot[HEADROOM..HEADROOM + head.len];
-        if let Some(parts) = packet::split(packet, head, packet_max) {
-            for part in parts {
-                let mut octets = vec![0; HEADROOM];
-                octets.extend_from_slice(&part);
-                let part_head = Head { len: part.len(), ..*head };
-                let start = outer.put(&mut octets, &part_head);
-                octets.drain(..start);
-                self.count(at, part.len());
+        let mut parts = Vec::new();
+        let put_part = |part: &[u8]| {
+            let mut octets = vec![0; HEADROOM];
+            octets.extend_from_slice(part);
+            let start = outer.put(&mut octets, &Head { len: part.len(), ..*head });
+            octets.drain(..start);
+            parts.push(octets);
+        };
+        if fragment(packet, packet_max, put_part).is_ok() {
+            for octets in parts {
+                self.count(at, octets.len() - outer.len());
                 self.outputs.push_back(Output::Datagram { to: outer.destination, octets });
             }
             return Inner::Replaced;
         }
-        let mtu = u16::try_from(packet_max).unwrap_or(u16::MAX);
-        self.answer(Icmp::TooBig { mtu }, packet, head, now);
+        let mtu_bytes = u16::try_from(packet_max).unwrap_or(u16::MAX);
+        self.answer(IcmpError::TooBig { mtu_bytes }, packet, head, now);
         Inner::Dropped(self.drop_packet(DropReason::TooBig))
     }
 
-    fn answer(&mut self, error: Icmp, packet: &[u8], head: &Head, now: Instant) {
+    fn answer(&mut self, error: IcmpError, packet: &[u8], head: &Head, now: Instant) {
         let Some(from) = self.config.source(head.source) else { return };
-        let Some(octets) = packet::icmp_error(error, packet, head, from) else { return };
-        if self.icmp.take(now) {
+        let mut octets = Vec::new();
+        // Nobody is told about an error, for example.
+        if put_icmp_error(packet, from, error, &mut octets) == Ok(true) && self.icmp.take(now) {
             self.counters.icmp_sent += 1;
             self.outputs.push_back(Output::Datagram { to: head.source, octets });
         }
@@ -492,29 +501,30 @@ impl Engine {
         payload: &mut [u8],
         now: Instant,
     ) -> FromTunnel {
-        let all = payload.len();
-        let Some((iid, inner)) = packet::lisp_payload(payload) else {
-            return FromTunnel::Dropped(self.drop_packet(DropReason::Malformed));
+        let (iid, mut head) = match wire::decapsulate(payload, ttl, traffic_class) {
+            Ok(inner) => (inner.header.iid.unwrap_or_default(), inner.head),
+            Err(wire::DropReason::HopLimit) => {
+                return FromTunnel::Dropped(self.drop_packet(DropReason::TimeToLive));
+            }
+            // Nor is there one reason more for what was marked as congested on the way, while
+            // its ends do not understand the mark: that is their mistake too (RFC 6040 §4.2).
+            Err(_) => return FromTunnel::Dropped(self.drop_packet(DropReason::Malformed)),
         };
         if self.config.iid.is_some_and(|ours| ours != iid) {
             return FromTunnel::Dropped(self.drop_packet(DropReason::Instance));
         }
-        let Some(mut head) = Head::of(inner) else {
-            return FromTunnel::Dropped(self.drop_packet(DropReason::Malformed));
-        };
         let Some((allowed, ())) = self.allowed.lookup_mut(head.destination) else {
             return FromTunnel::Dropped(self.drop_packet(DropReason::NotAllowed));
         };
-        if !packet::take_from_outer(inner, &mut head, ttl, traffic_class) {
-            return FromTunnel::Dropped(self.drop_packet(DropReason::Malformed));
-        }
+        let inner = &mut payload[LispHeader::LEN..];
+        set_ttl_and_class(inner, head.ttl, head.traffic_class);
         if let Some((at, group)) = self.find_departed(allowed, head.destination) {
             self.tell_late(from, iid, &head, now);
             return self.forward_late(at, group, inner, &mut head, now);
         }
         self.counters.totals.decapsulated.packets += 1;
         self.counters.totals.decapsulated.octets += head.len as u64;
-        FromTunnel::Deliver { start: all - inner.len(), len: head.len }
+        FromTunnel::Deliver { start: LispHeader::LEN, len: head.len }
     }
 
     /// The entry of a node that has left: it says where to, and is at least as long as the prefix
@@ -539,10 +549,13 @@ impl Engine {
         head: &mut Head,
         now: Instant,
     ) -> FromTunnel {
-        if !packet::count_hop(packet, head) {
-            self.answer(Icmp::TimeExceeded, packet, head, now);
+        // No kernel forwards it, so the hop is counted here.
+        if head.ttl <= 1 {
+            self.answer(IcmpError::HopLimit, packet, head, now);
             return FromTunnel::Dropped(self.drop_packet(DropReason::TimeToLive));
         }
+        head.ttl -= 1;
+        set_ttl_and_class(packet, head.ttl, head.traffic_class);
         let mut octets = vec![0; HEADROOM];
         octets.extend_from_slice(&packet[..head.len]);
         match self.encapsulate(at, group, &mut octets, head, now) {
@@ -747,6 +760,14 @@ impl Engine {
         if self.back.find_mut(prefix).is_some_and(|now_until| *now_until == until) {
             self.back.remove(prefix);
         }
+    }
+
+    /// Entries inside a prefix, sorted. Looks at all there are: for the rare change of a pool.
+    pub fn entries_in(&self, prefix: Prefix) -> Vec<(Prefix, EntryAction)> {
+        let entries = self.slab.iter().flatten().filter(|entry| prefix.contains(entry.prefix));
+        let mut found: Vec<_> = entries.map(|entry| (entry.prefix, entry.action)).collect();
+        found.sort_unstable_by_key(|(prefix, _)| *prefix);
+        found
     }
 
     // ---- counts -------------------------------------------------------------------------------

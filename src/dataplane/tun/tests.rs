@@ -160,7 +160,7 @@ fn ipv6_in_ipv6_is_as_the_figure_says() {
     bench.entry("fd01::7/128", EntryAction::Group(GroupId(3)));
     let inner = packet("fd09::1", "fd01::7", 5, 0x2c, 3);
     let datagram = bench.inner(&inner).unwrap();
-    assert_eq!((datagram[0], datagram[1] >> 4), (0x62, 0xc));
+    assert_eq!((datagram[0], datagram[1] >> 4), (0x62, 0xc), "the traffic class");
     assert_eq!(datagram[4..8], [0, 16 + 51, 17, 60]);
     assert_eq!(datagram[8..24], "2001:db8::1".parse::<Ipv6Addr>().unwrap().octets());
     assert_eq!(datagram[24..40], "2001:db8::9".parse::<Ipv6Addr>().unwrap().octets());

@@ -13,7 +13,7 @@
 //!
 //! **Receiving.** One UDP socket of each family on port 4341, asked for TTL and traffic class.
 //!
-//! **Two uses** (see [`Use`]). [`Tun`] alone is the mechanism `tun`. [`Holding`] puts it beside
+//! **Two uses** (see [`Use`]). Alone it is the mechanism `tun`. [`super::Beside`] puts it beside
 //! another mechanism, which owns UDP 4341; only packets without a mapping come here then.
 
 use std::fs::{self, File, OpenOptions};
@@ -30,17 +30,17 @@ use socket2::{Domain, Protocol, Socket, Type};
 
 use super::mmsg::{BATCH, Outgoing, Receiver, Sender};
 use super::udp::{set_on, set_option, set_receive_buffer};
-use crate::dataplane::encap::{Caps, EncapError, Encapsulator, Families, Totals};
-use crate::dataplane::netlink::{Kernel, Options};
-use crate::dataplane::tun::packet::DATA_PORT;
+use crate::dataplane::OpError;
+use crate::dataplane::encap::{Caps, EncapError, Encapsulator, Families, Totals, gpe};
+use crate::dataplane::netlink::{Dumped, ENCAP_TABLES, Step, To, Tunnels, Via};
 use crate::dataplane::tun::{
     Config, Counters, DECAP_MAX, ENTRIES_MAX, Engine, FromTunnel, GROUPS_MAX, HEADROOM, Inner,
-    Output, Use,
+    Output, Table, Use,
 };
-use crate::dataplane::{DataPlane, Hop, Kind, Op, OpError};
 use crate::types::lisp::{EncapChange, EncapEvent, EntryAction, EntryCount};
 use crate::types::seam::IfIndex;
-use crate::types::{Instant, Prefix};
+use crate::types::{Family, Instant, Prefix};
+use crate::wire::lisp::DATA_PORT;
 
 /// The device, unless told otherwise.
 pub const DEVICE: &str = "killick0";
@@ -63,22 +63,33 @@ const BATCHES_MAX: usize = 4;
 /// Events told to the routing thread in one go.
 const EVENTS_PER_CALL: usize = 256;
 
-/// The metric of routes into the device: below what routing daemons use, above deliveries to
-/// nodes that are attached here.
-const ROUTE_METRIC: u32 = 15;
-
 #[derive(Clone, Debug)]
 pub struct Settings {
     pub device: String,
     pub engine: Config,
-    /// Makes routes of the entries into the device, with this protocol number and table. `None`:
-    /// somebody else does.
-    pub routes: Option<Options>,
+    /// Makes the routes of entries. `None`: somebody else does.
+    pub routes: Option<RouteOptions>,
+}
+
+#[derive(Clone, Debug)]
+pub struct RouteOptions {
+    pub protocol: u8,
+    pub metric: u32,
+    /// Priority of the rule that has packets look into our table; before the main one (32766).
+    pub rule: u32,
+}
+
+impl Default for RouteOptions {
+    /// The same as LISP-GPE's, since only one of them is in use at a time.
+    fn default() -> Self {
+        let gpe = gpe::Options::default();
+        Self { protocol: gpe.protocol, metric: gpe.metric, rule: gpe.encap_rule }
+    }
 }
 
 impl Settings {
     pub fn new(engine: Config) -> Self {
-        Self { device: DEVICE.to_owned(), engine, routes: Some(Options::default()) }
+        Self { device: DEVICE.to_owned(), engine, routes: Some(RouteOptions::default()) }
     }
 }
 
@@ -150,12 +161,12 @@ impl Tun {
     pub fn open(settings: &Settings) -> io::Result<Self> {
         let config = &settings.engine;
         let device = open_device(&settings.device)?;
-        let link = set_up_device(&settings.device, config.device_mtu())?;
+        let link = set_up_device(&settings.device, config)?;
         let tunnel = match config.used_for {
             Use::Encapsulate => Tunnel::open(config)?,
             Use::Punt => Tunnel::default(),
         };
-        let routes = match settings.routes {
+        let routes = match &settings.routes {
             Some(options) => Some(Routes::open(options, link)?),
             None => None,
         };
@@ -178,6 +189,15 @@ impl Tun {
     /// The device, for routes that others make into it.
     pub fn link(&self) -> IfIndex {
         self.link
+    }
+
+    /// By the clock of this data plane.
+    pub(super) fn now(&self) -> Instant {
+        self.shared.now()
+    }
+
+    pub fn used_for(&self) -> Use {
+        self.used_for
     }
 
     /// All counters, also those that [`Totals`] has no room for.
@@ -216,18 +236,20 @@ impl Encapsulator for Tun {
         let now = self.shared.now();
         // In pieces, so that packets do not wait for a whole table.
         for piece in changes.chunks(BATCH) {
+            let base = results.len();
             let mut engine = self.shared.engine();
-            for change in piece {
-                let mut result = engine.apply(change, now);
-                // Route after entry: no packet comes before it is known what to do with it.
-                if let (Some(routes), Ok(())) = (&mut self.routes, &result) {
-                    result = routes.follow(change);
-                }
-                results.push(result);
-            }
+            results.extend(piece.iter().map(|change| engine.apply(change, now)));
             let freed = engine.has_outputs();
             let told = engine.has_events();
             drop(engine);
+            // Route after entry: no packet comes before it is known what to do with it.
+            if let Some(routes) = &mut self.routes {
+                for (change, result) in piece.iter().zip(&mut results[base..]) {
+                    if result.is_ok() {
+                        *result = routes.follow(change, &self.shared);
+                    }
+                }
+            }
             if freed {
                 self.shared.wake.ring();
             }
@@ -289,63 +311,95 @@ impl Encapsulator for Tun {
     }
 }
 
-/// Another mechanism, and the device for what has no mapping yet: packets that the kernel routes
-/// into it are held, and go back to the kernel when the other mechanism leads them somewhere.
-///
-/// The other mechanism makes the routes of punted entries into [`Tun::link`], or lets the routes of
-/// [`Settings::routes`] do it.
-pub struct Holding<E> {
-    inner: E,
-    tun: Tun,
-}
-
-impl<E: Encapsulator> Holding<E> {
-    /// `tun` was opened with [`Use::Punt`].
-    pub fn new(inner: E, tun: Tun) -> Self {
-        assert_eq!(tun.used_for, Use::Punt, "one of two encapsulates");
-        Self { inner, tun }
-    }
-
-    pub fn inner(&self) -> &E {
-        &self.inner
-    }
-
-    pub fn tun(&self) -> &Tun {
-        &self.tun
-    }
-}
-
 // ---- routes into the device -------------------------------------------------------------------
 
-/// The kernel's routes into the device: of the entries that are not inside one that has a route,
-/// so of the pools, usually.
+/// The kernel's routes of the entries, in the table that all encapsulating data planes use, and
+/// which packets meet before the main one. Routes lead into the device; a native entry inside one
+/// that does not is thrown on to the tables of others. An entry inside another of its kind needs
+/// no route, so a pool has one, and hosts that are away have none.
 struct Routes {
-    kernel: Kernel,
-    link: IfIndex,
-    routed: std::collections::BTreeSet<Prefix>,
+    tunnels: Tunnels,
+    /// What has a route: into the device, or on to other tables.
+    routed: Table<Into>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Into {
+    Device,
+    Others,
+}
+
+const TABLE: u8 = ENCAP_TABLES[0];
+
+/// Of the nexthop objects that lead into the device; not in the range of LISP-GPE's.
+fn nexthop(family: Family) -> u32 {
+    const NEXTHOPS: u32 = 0x4b54_0000;
+    match family {
+        Family::Ipv4 => NEXTHOPS,
+        Family::Ipv6 => NEXTHOPS + 1,
+    }
 }
 
 impl Routes {
-    fn open(options: Options, link: IfIndex) -> io::Result<Self> {
-        let options = Options { bgp_metric: ROUTE_METRIC, ..options };
-        Ok(Self { kernel: Kernel::open(options)?, link, routed: Default::default() })
+    fn open(options: &RouteOptions, link: IfIndex) -> io::Result<Self> {
+        let tunnels = Tunnels::open(options.protocol, options.metric)?;
+        let mut this = Self { tunnels, routed: Table::default() };
+        this.prune()?;
+        for family in Family::ALL {
+            let id = nexthop(family);
+            let step = Step::SetNexthop { id, family, link, via: Via::Link };
+            this.write(step).map_err(io::Error::other)?;
+            let rule = this.tunnels.set_rule(family, options.rule, None, TABLE);
+            rule.map_err(io::Error::other)?;
+        }
+        Ok(this)
     }
 
-    fn is_covered(&self, prefix: Prefix) -> bool {
-        (0..=prefix.len())
-            .filter_map(|len| Prefix::new(prefix.addr(), len))
-            .any(|around| self.routed.contains(&around))
+    /// What an earlier process has left: its routes into the device went with that, the others
+    /// would lead past it.
+    fn prune(&mut self) -> io::Result<()> {
+        for family in Family::ALL {
+            let mut found = Vec::new();
+            self.tunnels.begin_routes(TABLE, family).map_err(io::Error::other)?;
+            while self
+                .tunnels
+                .continue_dump(|dumped| {
+                    if let Dumped::Route { prefix, .. } = dumped {
+                        found.push(Step::DeleteRoute { table: TABLE, prefix });
+                    }
+                })
+                .map_err(io::Error::other)?
+            {}
+            self.tunnels.apply(&found, &mut Vec::new());
+        }
+        Ok(())
     }
 
-    fn follow(&mut self, change: &EncapChange) -> Result<(), EncapError> {
+    /// Where packets to `prefix` go by what is around it.
+    fn around(&mut self, prefix: Prefix) -> Into {
+        let found = if prefix.is_host() && self.routed.find_mut(prefix).is_none() {
+            self.routed.lookup_mut(prefix.addr()).map(|(_, into)| *into)
+        } else {
+            let around = (0..prefix.len()).rev().filter_map(|l| Prefix::new(prefix.addr(), l));
+            around.filter_map(|around| self.routed.find_mut(around).copied()).next()
+        };
+        found.unwrap_or(Into::Others)
+    }
+
+    /// Makes true what the engine has accepted.
+    fn follow(&mut self, change: &EncapChange, shared: &Shared) -> Result<(), EncapError> {
         match *change {
-            EncapChange::SetEntry { prefix, action } => match action {
-                EntryAction::Group(_) | EntryAction::Punt | EntryAction::Drop => {
-                    if self.is_covered(prefix) { Ok(()) } else { self.add(prefix) }
+            EncapChange::SetEntry { prefix, action } => self.set(prefix, action),
+            EncapChange::RemoveEntry { prefix } => {
+                if self.remove(prefix)? {
+                    // What was inside it needs routes of its own now.
+                    let inside = shared.engine().entries_in(prefix);
+                    for (inside, action) in inside {
+                        self.set(inside, action)?;
+                    }
                 }
-                EntryAction::Native => self.remove(prefix),
-            },
-            EncapChange::RemoveEntry { prefix } => self.remove(prefix),
+                Ok(())
+            }
             EncapChange::SetGroup { .. }
             | EncapChange::RemoveGroup { .. }
             | EncapChange::AllowDecap { .. }
@@ -353,26 +407,42 @@ impl Routes {
         }
     }
 
-    fn add(&mut self, prefix: Prefix) -> Result<(), EncapError> {
-        let hop = Hop { link: self.link, gateway: None };
-        self.apply(Op::ReplaceRoute { prefix, kind: Kind::Bgp, hop })?;
-        self.routed.insert(prefix);
+    fn set(&mut self, prefix: Prefix, action: EntryAction) -> Result<(), EncapError> {
+        let wanted = match action {
+            EntryAction::Group(_) | EntryAction::Punt | EntryAction::Drop => Into::Device,
+            EntryAction::Native => Into::Others,
+        };
+        let as_is = match self.routed.find_mut(prefix) {
+            Some(into) => *into,
+            None => self.around(prefix),
+        };
+        if as_is == wanted {
+            return Ok(());
+        }
+        let to = match wanted {
+            Into::Device => To::Nexthop(nexthop(prefix.family())),
+            Into::Others => To::Throw,
+        };
+        self.write(Step::SetRoute { table: TABLE, prefix, to })?;
+        self.routed.insert(prefix, wanted);
         Ok(())
     }
 
-    fn remove(&mut self, prefix: Prefix) -> Result<(), EncapError> {
-        if !self.routed.remove(&prefix) {
-            return Ok(());
+    /// True when there was one.
+    fn remove(&mut self, prefix: Prefix) -> Result<bool, EncapError> {
+        if self.routed.remove(prefix).is_none() {
+            return Ok(false);
         }
-        match self.apply(Op::DeleteRoute { prefix, kind: Kind::Bgp }) {
-            Err(OpError::Missing) | Ok(()) => Ok(()),
+        match self.write(Step::DeleteRoute { table: TABLE, prefix }) {
+            // Somebody has taken it away.
+            Err(OpError::Missing) | Ok(()) => Ok(true),
             Err(error) => Err(error.into()),
         }
     }
 
-    fn apply(&mut self, op: Op) -> Result<(), OpError> {
+    fn write(&mut self, step: Step) -> Result<(), OpError> {
         let mut results = Vec::with_capacity(1);
-        self.kernel.apply(&[op], &mut results);
+        self.tunnels.apply(&[step], &mut results);
         results.pop().expect("one result for each")
     }
 }
@@ -409,11 +479,11 @@ fn ioctl(fd: &impl AsRawFd, number: libc::Ioctl, request: &libc::ifreq) -> io::R
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-fn set_up_device(name: &str, mtu: u16) -> io::Result<IfIndex> {
-    set_sysctls(name)?;
+fn set_up_device(name: &str, config: &Config) -> io::Result<IfIndex> {
+    set_sysctls(name, config.used_for)?;
     let socket = Socket::new(Domain::IPV4, Type::DGRAM, None)?;
     let mut request = interface_request(name)?;
-    request.ifr_ifru.ifru_mtu = mtu.into();
+    request.ifr_ifru.ifru_mtu = config.device_mtu().into();
     ioctl(&socket, libc::SIOCSIFMTU, &request)?;
     request.ifr_ifru.ifru_metric = DEVICE_QUEUE_PACKETS;
     ioctl(&socket, libc::SIOCSIFTXQLEN, &request)?;
@@ -426,12 +496,16 @@ fn set_up_device(name: &str, mtu: u16) -> io::Result<IfIndex> {
 }
 
 /// Packets that come out of the tunnel have sources that no route leads to by this device.
-fn set_sysctls(name: &str) -> io::Result<()> {
+fn set_sysctls(name: &str, used_for: Use) -> io::Result<()> {
     let set = |path: &str, value: &str| fs::write(format!("/proc/sys/net/{path}"), value);
     // The greater of `all` and the device's own counts: 2 (any interface) is more than 1 (strict).
     let all = fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter")?;
     let own = if all.trim() == "0" { "0" } else { "2" };
     set(&format!("ipv4/conf/{name}/rp_filter"), own)?;
+    // This machine's own packets go back to the kernel too when they were held; what comes out of
+    // a tunnel must not have its addresses.
+    let own_sources = if used_for == Use::Punt { "1" } else { "0" };
+    set(&format!("ipv4/conf/{name}/accept_local"), own_sources)?;
     set(&format!("ipv4/conf/{name}/forwarding"), "1")?;
     set(&format!("ipv4/conf/{name}/send_redirects"), "0")?;
     // No link-local address, and nothing to say on the device by the kernel itself.

@@ -18,9 +18,6 @@ use tokio::io::unix::AsyncFd;
 
 use super::mmsg::{BATCH, Outgoing, Receiver, Sender};
 
-/// RFC 9301 §5.
-pub const CONTROL_PORT: u16 = 4342;
-
 /// A longer control message is dropped and counted; 255 records of the usual kind fit twice over.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 10;
 

@@ -91,7 +91,7 @@ impl BindingBlock {
         let mut presence = HAS_ALWAYS;
         let flags = if matches!(self.prefix, Prefix::V4 { .. }) { FLAG_PREFIX_V4 } else { 0 }
             | if self.gone { FLAG_GONE } else { 0 };
-        let mn = self.mn.as_str().as_bytes();
+        let mn = self.mn.as_str();
         let mn_len = u8::try_from(mn.len()).expect("MnId has at most 255 octets");
         let mut data = Vec::with_capacity(64 + mn.len());
         data.extend_from_slice(&[flags, self.prefix.len(), mn_len, 0]);
@@ -117,7 +117,7 @@ impl BindingBlock {
             Prefix::V4 { addr, .. } => data.extend_from_slice(&addr.to_be_bytes()),
             Prefix::V6 { addr, .. } => data.extend_from_slice(&addr.to_be_bytes()),
         }
-        data.extend_from_slice(mn);
+        data.extend_from_slice(mn.as_bytes());
         Block { fpt, presence: Some(presence), data }
     }
 

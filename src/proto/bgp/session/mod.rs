@@ -624,6 +624,7 @@ impl Session {
                 if let Some(Conn { id, phase: Phase::Connecting }) = pending.outgoing {
                     pending.outgoing = None;
                     out.push(Output::Close { conn: id });
+                    out.push(Output::Failed { reason: Reason::NoAnswer });
                 }
                 self.try_connect(now, out);
             }
@@ -832,6 +833,7 @@ impl Session {
             Reason::Received(n) => !n.is_hard_reset(),
             Reason::ConnectionLost
             | Reason::ConnectFailed
+            | Reason::NoAnswer
             | Reason::HoldTimerExpired
             | Reason::SendHoldTimerExpired
             | Reason::Sent(_)

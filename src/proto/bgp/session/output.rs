@@ -49,6 +49,8 @@ pub enum Reason {
     /// The peer closed TCP, or TCP failed.
     ConnectionLost,
     ConnectFailed,
+    /// Neither a connection nor a refusal in ConnectRetryTime.
+    NoAnswer,
     HoldTimerExpired,
     SendHoldTimerExpired,
     Received(Notification),
@@ -70,6 +72,7 @@ impl fmt::Display for Reason {
         match self {
             Self::ConnectionLost => f.write_str("connection lost"),
             Self::ConnectFailed => f.write_str("cannot connect"),
+            Self::NoAnswer => f.write_str("no answer"),
             Self::HoldTimerExpired => f.write_str("hold timer expired"),
             Self::SendHoldTimerExpired => {
                 f.write_str("the peer does not read (send hold timer expired)")

@@ -244,7 +244,7 @@ fn every_transition() {
         // Connect
         (S::Connect, Start, S::Connect, ""),
         (S::Connect, shutdown(), S::Idle, "failed(administratively shut down) close#0"),
-        (S::Connect, NextTimeout, S::Connect, "close#0 connect#1"),
+        (S::Connect, NextTimeout, S::Connect, "close#0 failed(no answer) connect#1"),
         (S::Connect, Connected(0), S::OpenSent, "open#0"),
         (S::Connect, Connected(7), S::Connect, "close#7"),
         (S::Connect, Accepted, S::OpenSent, "open#1"),

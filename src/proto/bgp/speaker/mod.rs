@@ -20,7 +20,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use super::rib::{FLUSH_BUDGET, PeerId, Rib, RibConfig};
-use super::session::{self, ConnId, Families, Md5Key, Received, Session, Stop, Transport};
+use super::session::{self, ConnId, Families, Md5Key, Reason, Received, Session, Stop, Transport};
 use crate::types::{Family, Instant};
 use crate::wire::bgp::{Capability, RefreshKind, RouteRefresh, SAFI_UNICAST, afi};
 
@@ -766,7 +766,19 @@ impl Speaker {
                     n.counters.failed_attempts += 1;
                     let address = n.config.transport.remote.ip();
                     tracing::debug!(neighbor = %address, %reason, "BGP connection failed");
-                    n.set_error(reason.to_string(), now);
+                    let transport = &n.config.transport;
+                    let is_protected =
+                        transport.md5.is_some() || transport.ttl_security_hops.is_some();
+                    // Segments without the right signature or TTL are dropped in silence.
+                    n.set_error(
+                        match reason {
+                            Reason::NoAnswer if is_protected => {
+                                format!("{reason}, as with another TCP-MD5 key or TTL")
+                            }
+                            _ => reason.to_string(),
+                        },
+                        now,
+                    );
                 }
                 session::Output::StaleExpired(family) => {
                     self.rib.sweep_stale(peer, family);

@@ -178,6 +178,7 @@ pub enum Registration {
 }
 
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "most are Send; a box would cost one of them more")]
 pub enum Output {
     /// By [`encode`], after everything before it in the list is written down.
     Send {
@@ -255,8 +256,6 @@ pub enum Refusal {
     StaleVersion,
     #[error("the xTR was just told that the EID is elsewhere")]
     MovedAway,
-    #[error("withdrawn by an xTR that does not hold it")]
-    NotHolder,
     #[error("the site has too many xTRs")]
     XtrLimit,
     #[error("too many EIDs are registered")]
@@ -296,6 +295,8 @@ pub enum Refusal {
 pub struct Counters {
     pub registers: u64,
     pub refreshes: u64,
+    /// Withdrawals by xTRs that had nothing to withdraw; acknowledged, without effect.
+    pub withdrawn_not_held: u64,
     pub notifies: u64,
     pub requests: u64,
     pub replies: u64,
@@ -321,14 +322,29 @@ pub struct MapServer {
     per_source: Option<Buckets>,
     per_eid: Option<Buckets>,
     forward: rate::Bucket,
-    /// The last nonce of a Map-Notify to an old xTR, and how far they are stored.
-    nonce: u64,
-    nonces_until: u64,
+    notify_nonces: NotifyNonces,
     counters: Counters,
 }
 
 /// Nonces of Map-Notify messages to old xTRs that are stored ahead of their use.
 const NOTIFY_BLOCK: u64 = 1 << 20;
+
+/// Nonces for Map-Notify messages that nobody has asked for.
+struct NotifyNonces {
+    last: u64,
+    stored_until: u64,
+}
+
+impl NotifyNonces {
+    fn next(&mut self, out: &mut Vec<Output>) -> u64 {
+        self.last = self.last.saturating_add(1);
+        if self.last > self.stored_until {
+            self.stored_until = self.last.saturating_add(NOTIFY_BLOCK);
+            out.push(Output::Persist(NonceRecord::Notify { until: self.stored_until }));
+        }
+        self.last
+    }
+}
 
 impl MapServer {
     /// `stored` is what was persisted, in any order; `now` is the time of the start.
@@ -377,8 +393,7 @@ impl MapServer {
             per_source: buckets(limits.requests_per_source),
             per_eid: buckets(limits.requests_per_eid),
             forward: rate::Bucket::full(limits.forwarded),
-            nonce,
-            nonces_until: nonce,
+            notify_nonces: NotifyNonces { last: nonce, stored_until: nonce },
             counters: Counters::default(),
             config,
         }
@@ -444,7 +459,7 @@ impl MapServer {
             }
         }
         let mut given_up = Vec::new();
-        let subscriptions = &mut self.subscriptions;
+        let (subscriptions, to_old) = (&mut self.subscriptions, &mut self.notify_nonces);
         self.outstanding.handle_timeout(now, &mut given_up, out, |whom, nonce, out| match whom {
             Whom::Subscriber(sub) | Whom::CatchingUp(sub)
                 if subscriptions.get(sub).nonce != nonce =>
@@ -453,6 +468,7 @@ impl MapServer {
                 out.extend(stored.map(Output::Persist));
                 nonce
             }
+            Whom::OldXtr(_) if to_old.last != nonce => to_old.next(out),
             // An answer has the nonce of its question.
             Whom::Subscribing(_) | Whom::Subscriber(_) | Whom::CatchingUp(_) | Whom::OldXtr(_) => {
                 nonce
@@ -473,15 +489,5 @@ impl MapServer {
         iid == self.config.mobile_iid
             && pools.iter().any(|p| p.contains(prefix))
             && !pools.contains(&prefix)
-    }
-
-    /// A nonce for a Map-Notify that nobody has asked for.
-    fn next_nonce(&mut self, out: &mut Vec<Output>) -> u64 {
-        self.nonce = self.nonce.saturating_add(1);
-        if self.nonce > self.nonces_until {
-            self.nonces_until = self.nonce.saturating_add(NOTIFY_BLOCK);
-            out.push(Output::Persist(NonceRecord::Notify { until: self.nonces_until }));
-        }
-        self.nonce
     }
 }

@@ -161,8 +161,9 @@ impl MapServer {
         let temporary = is_nothing && !is_around;
         let key = if temporary { eid_key(&record.eid).unwrap_or(asked) } else { asked };
         self.subscriptions.may_subscribe(itr, key, now)?;
-        let known = self.subscriptions.find(itr, key).map(|s| self.subscriptions.get(s).state);
-        let state = match known {
+        let known = self.subscriptions.find(itr, key);
+        let renewed = known.is_some_and(|s| self.subscriptions.is_renewal(s, request.nonce));
+        let state = match known.map(|s| self.subscriptions.get(s).state) {
             // It has one for good already.
             Some(lasting @ State::Active { expires: None, .. }) => lasting,
             Some(_) | None => {
@@ -172,6 +173,11 @@ impl MapServer {
         };
         let sub = self.subscriptions.put(itr, key, rlocs.to_vec(), state, request.nonce);
         self.subscriptions.reserve(sub);
+        if !renewed {
+            let subscription = self.subscriptions.get_mut(sub);
+            subscription.behind = true;
+            subscription.catching_up = None;
+        }
         out.push(Output::Persist(self.subscriptions.record(sub)));
         self.counters.subscribed += 1;
         Ok((sub, record))
@@ -392,22 +398,29 @@ impl MapServer {
                 let itr = self.subscriptions.get(first).itr;
                 for key in waiting.notify.records.iter().filter_map(|r| eid_key(&r.eid)) {
                     if let Some(sub) = self.subscriptions.find(itr, key) {
-                        self.subscriptions.get_mut(sub).catching_up = Some(key);
-                        self.catch_up(now, sub, mappings, out);
+                        self.begin_to_catch_up(now, sub, mappings, out);
                     }
                 }
             }
             Whom::CatchingUp(sub) => self.catch_up(now, sub, mappings, out),
-            Whom::Subscriber(sub) => {
-                let state = self.subscriptions.get_mut(sub);
-                if std::mem::take(&mut state.behind) {
-                    state.catching_up = Some(state.key);
-                    self.catch_up(now, sub, mappings, out);
-                }
-            }
+            Whom::Subscriber(sub) => self.begin_to_catch_up(now, sub, mappings, out),
             Whom::OldXtr(_) => {}
         }
         Ok(())
+    }
+
+    fn begin_to_catch_up(
+        &mut self,
+        now: Instant,
+        sub: SubIndex,
+        mappings: &impl Mappings,
+        out: &mut Vec<Output>,
+    ) {
+        let subscription = self.subscriptions.get_mut(sub);
+        if std::mem::take(&mut subscription.behind) {
+            subscription.catching_up = Some(subscription.key);
+            self.catch_up(now, sub, mappings, out);
+        }
     }
 
     /// The next batch of what is registered inside a subscribed prefix.

@@ -31,6 +31,9 @@ const NONCE_BLOCK: u64 = 1024;
 /// forgotten, so an ITR that asks for ever other prefixes is refused when its share is used up.
 const NONCES_PER_SUBSCRIPTION: usize = 4;
 
+/// How far a nonce may be from the last one for its xTR to be believed to have kept its state.
+const RENEWAL_LEAP: u64 = 1 << 16;
+
 /// Subscriptions that are kept, ended ones included, for each that may be active.
 const ENDED_PER_ACTIVE: usize = 4;
 
@@ -90,7 +93,7 @@ pub(super) struct Subscription {
     reserved: u64,
     /// How far the transfer of what is inside the prefix has come.
     pub catching_up: Option<EidKey>,
-    /// Something was given up: what is inside has to be told again once it answers.
+    /// It is new, or something was given up: what is inside has to be told once it answers.
     pub behind: bool,
 }
 
@@ -377,6 +380,14 @@ impl Subscriptions {
         }
         let nonce = sub.nonce;
         (nonce, stored.then(|| self.record(at)))
+    }
+
+    /// Whether a request with this nonce comes from an xTR that knows what it was told before: it
+    /// has gone on counting from there. One that has lost its state cannot (RFC 9437 §5), and
+    /// leaps. (One that has lost a few answers leaps a little.)
+    pub fn is_renewal(&self, at: SubIndex, nonce: u64) -> bool {
+        let sub = self.get(at);
+        matches!(sub.state, State::Active { .. }) && nonce.saturating_sub(sub.seen) <= RENEWAL_LEAP
     }
 
     /// Nonces for the next publications, to be stored with the subscription.

@@ -312,7 +312,7 @@ impl MapServer {
         let entry = *self.registrations.entry(slot);
         if entry.flags.merged {
             match self.registrations.unmerge(slot, who.xtr) {
-                None => return Err(Refusal::NotHolder),
+                None => return self.not_held(),
                 Some(true) => {
                     self.announce(now, who, slot, Registration::Changed, out);
                     return Ok(());
@@ -320,7 +320,7 @@ impl MapServer {
                 Some(false) => {}
             }
         } else if entry.holder != who.xtr {
-            return Err(Refusal::NotHolder);
+            return self.not_held();
         }
         let key = self.registrations.key(slot);
         out.push(Output::Withdrawn {
@@ -331,6 +331,13 @@ impl MapServer {
             mobile: entry.flags.mobile,
         });
         self.end(now, slot, out);
+        Ok(())
+    }
+
+    /// A withdrawal by an xTR that holds nothing here (any more): it has what it wants, and is
+    /// told so, or it would ask for ever. Nothing of anybody else changes.
+    fn not_held(&mut self) -> Result<(), Refusal> {
+        self.counters.withdrawn_not_held += 1;
         Ok(())
     }
 
@@ -376,7 +383,7 @@ impl MapServer {
         let Some(&xtr) = self.sites.find_xtr(old) else { return };
         let sign_with = self.key_of(old);
         let notify = MapNotify {
-            nonce: self.next_nonce(out),
+            nonce: self.notify_nonces.next(out),
             authentication: sign_with.authentication(),
             records: vec![record],
             id: xtr.id,

@@ -323,7 +323,7 @@ impl Registrations {
                 }
             }
         }
-        rlocs.sort_by(|a, b| address_order(&a.address).cmp(&address_order(&b.address)));
+        rlocs.sort_by_key(|r| address_order(&r.address));
         let changed = !self.says(slot, ttl_min, &rlocs);
         if changed {
             let new = self.contents.acquire(ttl_min, &rlocs);

@@ -22,19 +22,26 @@ const RECORDS_MAX: usize = 16;
 /// How a request came: as it was inside, and from where to where.
 pub(super) struct Envelope<'a> {
     pub source: (IpAddr, u16),
-    /// Inner destination and LISP-SEC data, when it came in an ECM.
-    pub encapsulated: Option<((IpAddr, u16), Option<&'a [u8]>)>,
+    /// The inner destination, when it came in an ECM.
+    pub destination: Option<(IpAddr, u16)>,
+    /// LISP-SEC data of the ECM.
+    pub security: Option<&'a [u8]>,
     pub message: &'a [u8],
 }
 
 impl<'a> Envelope<'a> {
     pub fn direct(from: SocketAddr, raw: &'a [u8]) -> Self {
-        Self { source: (from.ip(), from.port()), encapsulated: None, message: raw }
+        let source = (from.ip(), from.port());
+        Self { source, destination: None, security: None, message: raw }
     }
 
     pub fn encapsulated(ecm: &'a Ecm) -> Self {
-        let destination = (ecm.destination, ecm.security.as_deref());
-        Self { source: ecm.source, encapsulated: Some(destination), message: &ecm.message }
+        Self {
+            source: ecm.source,
+            destination: Some(ecm.destination),
+            security: ecm.security.as_deref(),
+            message: &ecm.message,
+        }
     }
 }
 
@@ -279,12 +286,12 @@ impl MapServer {
         if !self.forward.take(self.config.limits.forwarded, now) {
             return Err(Refusal::ForwardRate);
         }
-        let (destination, security) = match envelope.encapsulated {
-            Some((destination, security)) => (destination, security.map(<[u8]>::to_vec)),
+        let destination = match envelope.destination {
+            Some(destination) => destination,
             None => {
                 // The inner destination is an EID (§5.8).
                 let eid = records.iter().find_map(|r| eid_key(&r.eid)).ok_or(Refusal::EidKind)?;
-                ((eid.prefix().addr(), CONTROL_PORT), None)
+                (eid.prefix().addr(), CONTROL_PORT)
             }
         };
         self.counters.forwarded += 1;
@@ -292,7 +299,7 @@ impl MapServer {
             to: SocketAddr::new(to, CONTROL_PORT),
             message: Message::Ecm(Ecm {
                 ddt: false,
-                security,
+                security: envelope.security.map(<[u8]>::to_vec),
                 source: envelope.source,
                 destination,
                 message: envelope.message.to_vec(),

@@ -3,12 +3,13 @@
 use std::net::IpAddr;
 use std::time::Duration;
 
+use super::key::EidKey;
 use super::pubsub::State;
 use super::registrations::Seconds;
-use super::{Counters, MapServer, XtrName};
+use super::{Counters, MapServer, Mappings, XtrName};
 use crate::types::lisp::{InstanceId, MapVersion, XtrId};
 use crate::types::{Instant, Prefix};
-use crate::wire::lisp::RlocRecord;
+use crate::wire::lisp::{EidRecord, RlocRecord};
 
 /// One registered (or published) EID.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -120,6 +121,12 @@ impl MapServer {
             }
         });
         (views.collect(), next)
+    }
+
+    /// What a Map-Request for a prefix would be told, also where an ETR is asked to answer it.
+    pub fn lookup(&self, iid: InstanceId, prefix: Prefix, mappings: &impl Mappings) -> EidRecord {
+        let query = EidKey::new(iid, prefix);
+        self.record(query, self.find_match(query, mappings))
     }
 
     pub fn counters(&self) -> &Counters {

@@ -20,12 +20,13 @@ use super::rate::Bucket;
 use super::record::{is_not_older, prefix_of, rlocs_of};
 use super::request::Asker;
 use super::resolver::{Asked, NotAsked, Reason, Resolver};
+use super::security::{Security, proven};
 use super::subscription::{Accepted, Subscriber, SubscriptionCounts, SubscriptionView};
 use super::{Nonces, Output, Seed};
 use crate::auth::KeyChain;
 use crate::types::lisp::{InstanceId, NegativeAction, SiteId, XtrId};
 use crate::types::{Instant, Prefix};
-use crate::wire::lisp::{EidRecord, MapNotify, MapReply, MapRequest};
+use crate::wire::lisp::{EidRecord, MapNotify, MapReply, MapRequest, SignedEids};
 
 /// Questions because of SMRs, of all senders together: anybody can send one, with any source.
 const SOLICITED_BURST: u32 = 256;
@@ -99,6 +100,8 @@ pub struct ItrCounts {
     pub reply_not_covering: u64,
     /// About more than the configured prefix.
     pub reply_outside: u64,
+    /// Without the proof that was asked for.
+    pub reply_not_proven: u64,
     /// Further records outside what was asked for.
     pub record_outside: u64,
     /// Statements older than what is known.
@@ -164,6 +167,13 @@ impl Itr {
         }
     }
 
+    /// Map-Replies are believed only with the proof of RFC 9303: both Map-Resolvers and Map-Servers
+    /// have to speak it. Publications have their own keys.
+    pub fn with_security(mut self, security: Security) -> Self {
+        self.resolver.set_security(security);
+        self
+    }
+
     /// The configured prefix that this one is in.
     fn find_mobile(&self, covered: Prefix) -> Option<&MobilePrefix> {
         (0..=covered.len()).rev().find_map(|len| {
@@ -227,14 +237,29 @@ impl Itr {
         let _asked = self.resolver.ask(iid, prefix, Reason::Refresh, now, out);
     }
 
-    pub fn handle_map_reply(&mut self, reply: &MapReply, now: Instant, out: &mut Vec<Output>) {
+    /// `raw` is the datagram, for its proof.
+    pub fn handle_map_reply(
+        &mut self,
+        reply: &MapReply,
+        raw: &[u8],
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
         if reply.probe {
             self.prober.handle_reply(reply, now, out);
             return;
         }
         self.counts.replies += 1;
         if let Some(asked) = self.resolver.find(reply.nonce) {
-            if self.learn(asked, reply, now, out) {
+            let vouched = match self.resolver.otk(reply.nonce).map(|otk| proven(otk, reply, raw)) {
+                Some(None) => {
+                    self.counts.reply_not_proven += 1;
+                    return;
+                }
+                Some(Some(vouched)) => Some(vouched),
+                None => None,
+            };
+            if self.learn(asked, &reply.records, vouched.as_ref(), now, out) {
                 self.resolver.handle_answer(reply.nonce);
             }
             return;
@@ -249,8 +274,8 @@ impl Itr {
         // Denied: of the subscription, not of the mapping (RFC 9437 §5 leaves it to us).
         let denied =
             matches!(action, NegativeAction::DropPolicyDenied | NegativeAction::DropAuthFailure);
-        if !denied {
-            self.learn(Asked { iid, prefix, since: now }, reply, now, out);
+        if !denied && !self.resolver.is_secured() {
+            self.learn(Asked { iid, prefix, since: now }, &reply.records, None, now, out);
         }
     }
 
@@ -258,17 +283,21 @@ impl Itr {
     fn learn(
         &mut self,
         asked: Asked,
-        reply: &MapReply,
+        records: &[EidRecord],
+        vouched: Option<&SignedEids>,
         now: Instant,
         out: &mut Vec<Output>,
     ) -> bool {
         let about = |record: &EidRecord| {
-            prefix_of(&record.eid).filter(|&(iid, _)| iid == asked.iid).map(|(_, prefix)| prefix)
+            let (iid, prefix) = prefix_of(&record.eid)?;
+            // RFC 9303 §6.9: an ETR that claims more than its Map-Server vouches for.
+            let signed = vouched.is_none_or(|vouched| vouched.covers(&record.eid));
+            (iid == asked.iid && signed).then_some(prefix)
         };
         // A question about a prefix, to refresh it, may have a narrower answer: hosts have moved
         // out of it since.
         let answers = |p: &Prefix| p.contains(asked.prefix) || asked.prefix.contains(*p);
-        let Some(covering) = reply.records.iter().filter_map(about).find(answers) else {
+        let Some(covering) = records.iter().filter_map(about).find(answers) else {
             self.counts.reply_not_covering += 1;
             return false;
         };
@@ -276,12 +305,12 @@ impl Itr {
             self.counts.reply_outside += 1;
             return false;
         }
-        let told: BTreeSet<Prefix> = reply.records.iter().filter_map(about).collect();
+        let told: BTreeSet<Prefix> = records.iter().filter_map(about).collect();
         if !told.contains(&asked.prefix) && !covering.contains(asked.prefix) {
             self.remove(asked.prefix, out);
         }
         self.remove_more_specific(covering, asked, &told, out);
-        for record in &reply.records {
+        for record in records {
             match about(record) {
                 Some(prefix) if covering.contains(prefix) => {
                     self.set(asked.iid, prefix, record, Origin::Reply, now, out);

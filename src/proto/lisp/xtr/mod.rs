@@ -23,6 +23,7 @@ mod registration;
 mod request;
 mod resolver;
 mod router;
+mod security;
 mod subscription;
 #[cfg(test)]
 mod tests;
@@ -39,6 +40,7 @@ pub use registration::{
     MapServer, Registrar, RegistrarConfig, RegistrarCounts, RegistrationState, RegistrationView,
 };
 pub use router::{Xtr, XtrCounts};
+pub use security::Security;
 pub use subscription::{SubscriptionCounts, SubscriptionState, SubscriptionView};
 
 use crate::auth::KeyChain;

@@ -47,6 +47,7 @@ impl Asker {
         eid: Prefix,
         source: Option<IpAddr>,
         request: &MapRequest,
+        security: Option<Vec<u8>>,
     ) -> Output {
         let destination = eid.addr();
         let same_family = |addr: &IpAddr| addr.is_ipv4() == destination.is_ipv4();
@@ -58,7 +59,7 @@ impl Asker {
             to: SocketAddr::new(resolver, CONTROL_PORT),
             message: Message::Ecm(Ecm {
                 ddt: false,
-                security: None,
+                security,
                 source: (inner, CONTROL_PORT),
                 destination: (destination, CONTROL_PORT),
                 message,

@@ -9,7 +9,9 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::request::Asker;
+use super::security::Security;
 use super::{Nonces, Output, record};
+use crate::auth::Otk;
 use crate::types::lisp::InstanceId;
 use crate::types::{Instant, Prefix};
 
@@ -72,6 +74,8 @@ struct Question {
     sent_at: Instant,
     /// Whom the last one went to.
     resolver: usize,
+    /// What its answer has to be signed with (RFC 9303).
+    otk: Option<Otk>,
 }
 
 /// A question that is answered.
@@ -94,6 +98,7 @@ pub struct Resolver {
     by_nonce: BTreeMap<u64, Prefix>,
     timers: BTreeSet<(Instant, Prefix)>,
     nonces: Nonces,
+    security: Option<Security>,
     sent: u64,
     questions_max: usize,
 }
@@ -109,9 +114,19 @@ impl Resolver {
             by_nonce: BTreeMap::new(),
             timers: BTreeSet::new(),
             nonces,
+            security: None,
             sent: 0,
             questions_max: QUESTIONS_MAX,
         }
+    }
+
+    /// Answers are believed only with a proof from here on.
+    pub fn set_security(&mut self, security: Security) {
+        self.security = Some(security);
+    }
+
+    pub fn is_secured(&self) -> bool {
+        self.security.is_some()
     }
 
     pub fn asker(&self) -> &Asker {
@@ -177,7 +192,9 @@ impl Resolver {
             return Err(NotAsked::Full);
         }
         let nonce = self.nonces.random();
+        let otk = self.security.as_ref().map(|_| Security::one_time_key(&mut self.nonces));
         let question = Question {
+            otk,
             iid,
             reason,
             nonce,
@@ -220,7 +237,14 @@ impl Resolver {
         };
         self.sent += 1;
         let resolver = self.resolvers[question.resolver];
-        out.push(self.asker.encapsulated(resolver, prefix, source, &request));
+        let keys = self.security.as_ref().zip(question.otk.as_ref());
+        let security = keys.map(|(security, otk)| security.protect(otk, question.nonce));
+        out.push(self.asker.encapsulated(resolver, prefix, source, &request, security));
+    }
+
+    /// The key that the answer to an outstanding question has to be signed with.
+    pub fn otk(&self, nonce: u64) -> Option<&Otk> {
+        self.questions[self.by_nonce.get(&nonce)?].otk.as_ref()
     }
 
     /// The question that this is the nonce of. An answered one has none any more.

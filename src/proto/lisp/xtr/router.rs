@@ -42,7 +42,7 @@ impl Xtr {
                 self.handle_map_request(from, local, false, request, now, out);
             }
             Message::MapReply(reply) => match &mut self.itr {
-                Some(itr) => itr.handle_map_reply(reply, now, out),
+                Some(itr) => itr.handle_map_reply(reply, raw, now, out),
                 None => self.counts.map_reply += 1,
             },
             Message::MapNotify(notify) => self.handle_notify(from, notify, raw, now, out),

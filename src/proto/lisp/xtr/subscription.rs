@@ -462,6 +462,6 @@ impl Subscription {
             // RFC 9437 §5: exactly one ITR-RLOC, of AFI 0.
             request.itr_rlocs = vec![RlocAddress::None];
         }
-        out.push(asker.encapsulated(resolver, prefix, None, &request));
+        out.push(asker.encapsulated(resolver, prefix, None, &request, None));
     }
 }

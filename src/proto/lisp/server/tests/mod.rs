@@ -7,3 +7,4 @@ mod refuse;
 mod register;
 mod reply;
 mod size;
+mod with_xtrs;

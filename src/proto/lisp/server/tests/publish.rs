@@ -56,7 +56,7 @@ fn a_subscription_is_answered_by_a_notify() {
     assert_eq!(said(&notify), ["7 10.1.0.0/16 192.0.2.1"]);
     assert!(lab.replies().is_empty());
     lab.wait(3);
-    assert_eq!(lab.notifies(&itr), [notify.clone()]);
+    assert_eq!(lab.notifies(&itr), std::slice::from_ref(&notify));
     lab.ack(&itr, &notify);
     lab.wait(100);
     assert!(lab.notifies(&itr).is_empty());
@@ -84,7 +84,8 @@ fn one_request_can_subscribe_and_ask() {
 /// RFC 9437 §5, §7: who may not subscribe gets Drop/Policy-Denied and leaves no state.
 #[test]
 fn who_may_not_subscribe_is_told_so() {
-    let cases: [(&str, fn(&mut Peer)); 4] = [
+    type Change = fn(&mut Peer);
+    let cases: [(&str, Change); 4] = [
         ("unknown xTR-ID", |p| p.id = Some((XtrId(77), SiteId(9)))),
         ("elsewhere", |p| p.addr = ip("203.0.113.5")),
         ("the address of another", |p| p.addr = Peer::itr(2).addr),
@@ -419,6 +420,13 @@ fn a_new_subscriber_learns_what_is_inside() {
         }
     }
     assert_eq!(batches, [12, 12, 6]);
+    // A renewal is not told all of it again; an xTR that has lost its state is.
+    itr.nonce += 10;
+    subscribe(&mut lab, &mut itr, POOL);
+    assert!(lab.notifies(&itr).is_empty());
+    itr.nonce += 1 << 20;
+    subscribe(&mut lab, &mut itr, POOL);
+    assert_eq!(lab.notifies(&itr)[0].records.len(), 12);
     let expected: Vec<_> = (0..30).map(|i| format!("7 10.1.0.{i}/32 192.0.2.2")).collect();
     assert_eq!(heard, expected);
 }

@@ -43,6 +43,8 @@ fn pages_show_everything_once() {
     seen.sort();
     seen.dedup();
     assert_eq!(seen.len(), 51);
+    let bound = lab.server.lookup(MOBILE, prefix("10.1.0.7/32"), &lab.bound);
+    assert_eq!(addrs(&bound), ["192.0.2.2"]);
     let (page, _) = lab.server.registrations(lab.now, 0, 1);
     let first = &page[0];
     assert_eq!(

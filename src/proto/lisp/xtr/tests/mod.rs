@@ -8,4 +8,5 @@ mod probe;
 mod push;
 mod query;
 mod registration;
+mod security;
 mod storm;

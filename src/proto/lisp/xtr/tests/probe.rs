@@ -56,7 +56,7 @@ fn each_distinct_locator_is_probed() {
         let mut out = Vec::new();
         let sent_at = now;
         let now = now + Duration::from_millis(3);
-        itr.handle_map_reply(&answered(probe.nonce, "192.0.2.1", true), now, &mut out);
+        itr.handle_map_reply(&answered(probe.nonce, "192.0.2.1", true), &[], now, &mut out);
         assert!(out.is_empty(), "up, as was supposed");
         if let Some(last) = last {
             let gap = sent_at - last;
@@ -90,7 +90,7 @@ fn three_losses_are_down_and_one_answer_is_up() {
     assert_eq!(down_at.unwrap() - first, 3 * SECOND);
     let (now, probe, _) = next_probe(&mut itr, at(100)).unwrap();
     let mut out = Vec::new();
-    itr.handle_map_reply(&answered(probe.nonce, "192.0.2.1", true), now, &mut out);
+    itr.handle_map_reply(&answered(probe.nonce, "192.0.2.1", true), &[], now, &mut out);
     assert_eq!(mappings(&out), ["192.0.2.1 up"]);
 }
 
@@ -105,7 +105,7 @@ fn an_answer_that_is_not_one_does_not_count() {
         answered(probe.nonce, "192.0.2.1", false),
         answered(probe.nonce, "192.0.2.9", true),
     ] {
-        itr.handle_map_reply(&bad, now, &mut out);
+        itr.handle_map_reply(&bad, &[], now, &mut out);
     }
     assert_eq!(itr.counts().probes.refused, 3);
     assert_eq!(itr.probes(None).next().unwrap().state, ProbeState::Unknown);

@@ -55,7 +55,7 @@ fn requests_until(itr: &mut Itr, until: Instant) -> Vec<(u64, IpAddr, MapRequest
 
 pub fn answer(itr: &mut Itr, nonce: u64, records: Vec<EidRecord>, now: Instant) -> Vec<Output> {
     let mut out = Vec::new();
-    itr.handle_map_reply(&reply(nonce, records), now, &mut out);
+    itr.handle_map_reply(&reply(nonce, records), &[], now, &mut out);
     out
 }
 

@@ -181,7 +181,6 @@ fn the_gateway_and_the_probes_follow_the_map_cache() {
     }
 }
 
-#[expect(clippy::too_many_arguments, reason = "all that a made-up world has")]
 fn act(
     itr: &mut Itr,
     guess: &mut Guess,
@@ -214,7 +213,7 @@ fn act(
                     message.probe = true;
                     message.records.clear();
                 }
-                itr.handle_map_reply(&message, now, out);
+                itr.handle_map_reply(&message, &[], now, out);
             }
         }
         4 => {

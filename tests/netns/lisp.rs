@@ -1,0 +1,217 @@
+//! Hosts that move while their traffic comes through tunnels: the mapping service in whole labs, by
+//! each data plane, and what may go wrong meanwhile.
+
+use std::fs;
+
+use super::lab::{Lab, wait_until};
+use super::stage::{LIMIT, Stage};
+use super::topology::Role;
+use super::{Result, may_build_labs};
+
+const LISP: &str = "lisp-flat";
+const BOTH: &str = "lisp-ibgp";
+const CONFIG: &str = "/etc/killick/killick.toml";
+
+/// Adds lines to `[lisp]` of every killick that starts or ends tunnels.
+fn add_to_lisp(lab: &Lab, lines: impl Fn(&str) -> String) -> Result<()> {
+    for name in lab.with_role(Role::Killick).filter(|name| *name != "ms") {
+        let path = lab.namespace(name)?.path(CONFIG);
+        let text = fs::read_to_string(&path)?;
+        fs::write(&path, text.replacen("[lisp]\n", &format!("[lisp]\n{}", lines(name)), 1))?;
+    }
+    Ok(())
+}
+
+/// A→B→C→A with both hosts talking: one through an ingress router that is subscribed, one through
+/// one that asks. b ends tunnels at IPv4 only and c at IPv6 only, so that all four combinations of
+/// inner and outer family carry the traffic.
+fn moves_and_returns(prepare: impl FnOnce(&Lab) -> Result<()>) -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    let stage = Stage::set_with(LISP, prepare)?;
+    stage.registered_exactly(&[])?;
+    for host in ["h1", "h2"] {
+        stage.itrs_lead(host, "a")?;
+        stage.host_is_reachable(host)?;
+    }
+    for anchor in ["b", "c"] {
+        for host in ["h1", "h2"] {
+            stage.move_host(host, anchor)?;
+            stage.itrs_lead(host, anchor)?;
+            stage.host_is_reachable(host)?;
+        }
+        stage.registered_exactly(&[("h1", anchor), ("h2", anchor)])?;
+    }
+    stage.move_host("h1", "a")?;
+    stage.itrs_lead("h1", "a")?;
+    stage.host_is_reachable("h1")?;
+    stage.registered_exactly(&[("h2", "c")])?;
+    stage.move_host("h2", "a")?;
+    stage.itrs_lead("h2", "a")?;
+    stage.host_is_reachable("h2")?;
+    stage.registered_exactly(&[])
+}
+
+#[test]
+fn itrs_follow_hosts_tun() -> Result<()> {
+    moves_and_returns(|_| Ok(()))
+}
+
+#[test]
+fn itrs_follow_hosts_gpe() -> Result<()> {
+    moves_and_returns(|lab| add_to_lisp(lab, |_| "encapsulation = \"gpe\"\n".to_owned()))
+}
+
+#[test]
+fn itrs_follow_hosts_ebpf() -> Result<()> {
+    moves_and_returns(|lab| {
+        add_to_lisp(lab, |name| {
+            let inner = match name {
+                "i1" | "i2" => "[\"eth2\"]",
+                _ => "[\"eth11\", \"eth12\"]",
+            };
+            format!(
+                "encapsulation = \"ebpf\"\ninner-interfaces = {inner}\nouter-interfaces = [\"eth1\"]\n"
+            )
+        })
+    })
+}
+
+/// One host is followed by iBGP host routes, the other one by the mapping service, and each of them
+/// by both.
+#[test]
+fn both_back_ends_lead_to_the_same_anchor() -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    let stage = Stage::set(BOTH)?;
+    for anchor in ["b", "c", "a"] {
+        for host in ["h1", "h2"] {
+            stage.move_host(host, anchor)?;
+            stage.routers_lead(host, anchor)?;
+            stage.itrs_lead(host, anchor)?;
+            stage.host_is_reachable(host)?;
+        }
+    }
+    stage.routers_hold_exactly(&[])?;
+    stage.registered_exactly(&[])
+}
+
+/// The map-server is killed, a host moves while it is away, and it comes back: nothing is lost, and
+/// no older mapping wins. Traffic goes on all the time.
+#[test]
+fn a_map_server_is_killed_and_forgets_nothing() -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    let mut stage = Stage::set(LISP)?;
+    stage.move_host("h1", "b")?;
+    stage.move_host("h2", "b")?;
+    stage.itrs_lead("h1", "b")?;
+    stage.itrs_lead("h2", "b")?;
+    stage.registered_exactly(&[("h1", "b"), ("h2", "b")])?;
+    stage.kill("ms");
+    stage.host_is_reachable("h1")?;
+    stage.host_is_reachable("h2")?;
+    stage.lab.start("ms")?;
+    // At once, before any ETR has refreshed: from the store.
+    stage.registered_bindings_are(&[("h1", "b"), ("h2", "b")])?;
+    stage.kill("ms");
+    stage.move_host("h1", "c")?;
+    stage.lab.start("ms")?;
+    stage.itrs_lead("h1", "c")?;
+    stage.itrs_lead("h2", "b")?;
+    stage.registered_exactly(&[("h1", "c"), ("h2", "b")])?;
+    stage.host_is_reachable("h1")?;
+    stage.host_is_reachable("h2")
+}
+
+/// The old anchor dies with the node's departure: its registration is replaced, and its locator
+/// matters to nobody.
+#[test]
+fn an_old_anchor_is_killed_before_it_lets_go() -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    let mut stage = Stage::set(LISP)?;
+    stage.move_host("h1", "b")?;
+    stage.itrs_lead("h1", "b")?;
+    stage.registered_exactly(&[("h1", "b")])?;
+    stage.kill("b");
+    stage.move_host("h1", "c")?;
+    stage.itrs_lead("h1", "c")?;
+    stage.host_is_reachable("h1")?;
+    stage.lab.start("b")?;
+    stage.itrs_lead("h1", "c")?;
+    stage.registered_exactly(&[("h1", "c")])?;
+    stage.host_is_reachable("h1")
+}
+
+/// An ingress router that is killed finds its way back, by subscription and by question.
+#[test]
+fn ingress_routers_are_killed_and_learn_again() -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    let mut stage = Stage::set(LISP)?;
+    for itr in ["i1", "i2"] {
+        stage.kill(itr);
+    }
+    stage.move_host("h1", "b")?;
+    stage.move_host("h2", "c")?;
+    for itr in ["i1", "i2"] {
+        stage.lab.start(itr)?;
+    }
+    stage.itrs_lead("h1", "b")?;
+    stage.itrs_lead("h2", "c")?;
+    stage.host_is_reachable("h1")?;
+    stage.host_is_reachable("h2")
+}
+
+/// What the engineer asks: each command answers, and `explain` names what counts.
+#[test]
+fn the_engineer_sees_where_traffic_goes_and_why() -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    let stage = Stage::set(LISP)?;
+    stage.move_host("h1", "b")?;
+    stage.itrs_lead("h1", "b")?;
+    let lab = &stage.lab;
+    let probe = wait_until("locators answer", LIMIT, || {
+        let probes = lab.killick_json("i1", "lisp probe")?;
+        let all = probes.as_array().ok_or("no probes")?;
+        let up = all.iter().filter(|p| p["state"] == "up").count();
+        Ok((up > 0 && up == all.len()).then_some(up))
+    })?;
+    assert!(probe >= 2, "two locators at least are in use: {probe}");
+    let lookup = lab.killick_json("ms", "lisp lookup 10.1.1.10")?;
+    assert_eq!(lookup["rlocs"][0]["address"], "10.0.0.2", "{lookup}");
+    assert_eq!(lookup["source"], "here");
+    let lookup = lab.killick_json("i2", "lisp lookup 10.1.3.77")?;
+    assert_eq!(lookup["rlocs"][0]["address"], "2001:db8::3", "asked for: {lookup}");
+    let explained = lab.killick_json("i1", "explain route 10.1.1.10/32")?;
+    let ends = explained["back-ends"].as_array().ok_or("no back ends")?;
+    let ingress = ends.iter().find(|e| e["name"] == "ingress").ok_or("no ingress")?;
+    assert_eq!(ingress["leads-to"], "tunnel to 10.0.0.2", "{explained}");
+    let steps = |node: &str, mn: &str| -> Result<Vec<String>> {
+        let told = lab.killick_json(node, &format!("trace {mn}"))?;
+        let traces = told.as_array().ok_or("no traces")?;
+        let steps = traces.iter().flat_map(|t| t["steps"].as_array().cloned().unwrap_or_default());
+        Ok(steps.filter_map(|s| s["phase"].as_str().map(str::to_owned)).collect())
+    };
+    let mn = &stage.scene.hosts["h1"].mac;
+    for (node, name, phases) in [
+        ("b", mn.as_str(), &["registering", "registered"][..]),
+        ("ms", "eid:10.1.1.10/32", &["bound", "published"]),
+        ("i1", "eid:10.1.1.10/32", &["mapping_set", "first_packet"]),
+    ] {
+        wait_until(&format!("the trace of {node} tells {phases:?}"), LIMIT, || {
+            let told = steps(node, name)?;
+            let has_all = phases.iter().all(|phase| told.iter().any(|t| t == phase));
+            if has_all { Ok(Some(())) } else { Err(format!("{told:?}").into()) }
+        })?;
+    }
+    Ok(())
+}
