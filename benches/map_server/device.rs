@@ -137,7 +137,6 @@ impl Device {
         lines.into_iter().rev().collect::<Vec<_>>().join(" | ")
     }
 
-
     /// User and system time of all its threads.
     pub fn cpu(&self) -> io::Result<Duration> {
         // The CPU-time clock of another process (clock_getcpuclockid(3)).
