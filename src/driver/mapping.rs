@@ -23,7 +23,8 @@ use crate::dataplane::tun;
 use crate::gateway::Ingress;
 use crate::node::lisp::{Lisp, LispConfig, Stored, read_note};
 use crate::proto::lisp::server::{
-    Itr as Subscriber, MapServer, ProxyReply, ServerConfig, ServerLimits, Site,
+    Itr as Subscriber, MapServer, ProxyReply, Security, SecurityConfig, ServerConfig, ServerLimits,
+    Site,
 };
 use crate::proto::lisp::xtr::{
     self, Etr, EtrConfig, Itr, ItrConfig, MobilePrefix, Persist, Policy, ProbeConfig,
@@ -66,6 +67,11 @@ fn key_chain(key: &config::LispKey) -> Result<KeyChain, RunError> {
         LispAlgorithm::Sha1 => Algorithm::Sha1_96,
     };
     Ok(KeyChain::new(key.id, LispKey::new(read_secret(&key.file)?, algorithm)))
+}
+
+/// The secret of a key, to wrap one-time keys with (RFC 9303).
+fn one_time_secret(key: &config::LispKey) -> Result<Security, RunError> {
+    Ok(Security { key_id: key.id, secret: read_secret(&key.file)? })
 }
 
 /// The addresses of a locator, IPv4 first.
@@ -163,6 +169,7 @@ fn server_config(
             site_id: Some(site.site_id),
             xtr_ids: Vec::new(),
             keys: key_chain(&site.key)?,
+            security: Some(one_time_secret(&site.key)?),
             eid_prefixes: site.prefixes.iter().map(|&p| (lisp.iid, p)).collect(),
             accept_more_specifics: true,
             proxy_reply: ProxyReply::AsAsked,
@@ -187,6 +194,7 @@ fn server_config(
         mobile_iid: lisp.iid,
         mobile_pools: pools.iter().map(|p| p.prefix).collect(),
         denied: Vec::new(),
+        security: SecurityConfig::default(),
         record_ttl_min: u32::try_from(server.record_ttl.as_secs() / 60).unwrap_or(u32::MAX),
         outside_ttl_min: 15,
         unregistered_ttl_min: 1,
