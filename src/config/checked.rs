@@ -1,6 +1,7 @@
 //! The configuration after all checks: plain values, defaults filled in, nothing optional that the
 //! daemon needs. Made only by [`super::check`].
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -239,6 +240,8 @@ pub struct Lisp {
     /// Not empty when something is asked.
     pub map_resolvers: Vec<IpAddr>,
     pub map_servers: Vec<MapServer>,
+    /// Of each map-resolver, when only proven Map-Replies are believed (RFC 9303).
+    pub security: Option<BTreeMap<IpAddr, OneTimeKeyFile>>,
     /// No two of one prefix.
     pub ingress: Vec<Ingress>,
     /// Zero: never.
@@ -254,6 +257,13 @@ pub struct LispKey {
     /// Not read yet: `check` runs without the rights to.
     pub file: PathBuf,
     pub algorithm: LispAlgorithm,
+}
+
+/// A key that one-time keys are wrapped with (RFC 9303), in a file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OneTimeKeyFile {
+    pub id: u8,
+    pub file: PathBuf,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -276,6 +286,18 @@ pub struct LispServer {
     pub allow_sha1: bool,
     pub sites: Vec<LispSite>,
     pub subscribers: Vec<LispSubscriber>,
+    pub require_security: bool,
+    pub itrs: Vec<LispItr>,
+}
+
+/// Whose questions may ask for a proven answer.
+#[derive(Clone, Debug, PartialEq)]
+pub struct LispItr {
+    pub name: String,
+    pub xtr_id: XtrId,
+    pub key: OneTimeKeyFile,
+    /// Empty: any.
+    pub rlocs: Vec<IpAddr>,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -85,6 +85,11 @@ name = "i1"
 anchor-id = "192.0.2.61"
 key-file = "key-i1"
 
+[[lisp.server.itr]]
+name = "i1"
+anchor-id = "192.0.2.61"
+key-file = "otk-i1"
+
 [api]
 mode = "0660"
 
@@ -169,8 +174,12 @@ const ERRORS: &[Row] = &[
     ("prefix = \"10.1.0.0/16\"\npolicy", "prefix = \"0.0.0.0/0\"\npolicy", "\"0.0.0.0/0\"", "whole address space", ""),
     ("record-ttl = \"10m\"", "record-ttl = \"90s\"", "\"90s\"", "whole minutes", ""),
     ("key-file = \"key-a2\"", "key-file = \"key-a2\"\nalgorithm = \"sha1\"", "\"sha1\"", "HMAC-SHA-1-96 is off", "allow-sha1"),
-    ("anchor-id = \"192.0.2.61\"\n", "", "[[lisp.server.subscriber]]", "who may subscribe is not said", "anchor-id"),
+    ("anchor-id = \"192.0.2.61\"\nkey-file = \"key", "key-file = \"key", "[[lisp.server.subscriber]]", "who may subscribe is not said", "anchor-id"),
     ("rloc = { ipv4 = \"192.0.2.1\" }\n\n[[lisp.map", "encapsulation = \"gpe\"\ninner-interfaces = [\"a/b\"]\n\n[[lisp.map", "\"a/b\"", "not the name of an interface", ""),
+    ("anchor-id = \"192.0.2.61\"\nkey-file = \"otk", "key-file = \"otk", "[[lisp.server.itr]]", "whose questions these are is not said", "anchor-id"),
+    ("key-file = \"otk-i1\"", "key-file = \"key-a2\"", "\"key-a2\"", "is the key of site s2", "a key of its own"),
+    ("mtu = 1500", "security = true", "true", "no key for questions is shared with 192.0.2.50", "[[lisp.resolver-key]]"),
+    ("[[lisp.ingress]]", "[[lisp.resolver-key]]\naddress = \"192.0.2.51\"\nkey-file = \"otk\"\n\n[[lisp.ingress]]", "\"192.0.2.51\"", "is not one of the map-resolvers", ""),
     // Mobility.
     ("mode = \"distributed\"", "mode = \"client\"", "\"client\"", "no peer is one", "role = \"controller\""),
     ("may-claim", "role = \"controller\"\nmay-claim", "\"controller\"", "nobody reports to a controller", ""),
@@ -312,7 +321,7 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_the_file() {
         })
         .collect();
     // 25: the pool's home "a1", which is nobody's name now.
-    assert_eq!(lines, [3, 6, 17, 26, 44, 44, 83], "{faults}");
+    assert_eq!(lines, [3, 6, 17, 26, 44, 44, 88], "{faults}");
     assert!(faults.to_string().ends_with("killick.toml: 7 errors"), "{faults}");
 }
 

@@ -547,6 +547,14 @@ pub struct LispSection {
     /// Where what is attached here is registered, and who publishes to us.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub map_server: Vec<MapServerSection>,
+    /// Believe only Map-Replies that are proven (LISP-SEC, RFC 9303). All map-resolvers have to
+    /// know a key of ours. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub security: Option<bool>,
+    /// What is shared with the map-resolvers for that. Default: the keys of the map-servers where
+    /// nothing is registered.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub resolver_key: Vec<ResolverKeySection>,
     /// How packets to mobile prefixes enter a tunnel here (FE_I).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub ingress: Vec<IngressSection>,
@@ -604,6 +612,21 @@ pub enum LispAlgorithm {
     Sha1,
 }
 
+/// `[[lisp.resolver-key]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct ResolverKeySection {
+    /// Address of the map-resolver. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// Number of the key. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<u8>,
+    /// File whose first line is the key. Required; not one that we register with.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+}
+
 /// `[[lisp.ingress]]`
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
@@ -636,12 +659,18 @@ pub struct LispServerSection {
     /// Accept HMAC-SHA-1-96. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allow_sha1: Option<bool>,
+    /// Refuse questions that do not ask for a proven answer (LISP-SEC, RFC 9303). Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub require_security: Option<bool>,
     /// Who may register what.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub site: Vec<SiteSection>,
     /// Who may subscribe (RFC 9437).
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub subscriber: Vec<SubscriberSection>,
+    /// Whose questions may ask for a proven answer (RFC 9303).
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub itr: Vec<SecuredItrSection>,
 }
 
 /// `[[lisp.server.site]]`
@@ -673,6 +702,30 @@ pub struct SiteSection {
     /// Merge the locators of its ETRs when they ask for it. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub merge: Option<bool>,
+}
+
+/// `[[lisp.server.itr]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct SecuredItrSection {
+    /// Name, for messages. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
+    /// Its xTR-ID, 32 hexadecimal digits. Default: made from `anchor-id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub xtr_id: Option<String>,
+    /// A killick's `node.anchor-id`. Required unless there is an `xtr-id`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anchor_id: Option<AnchorId>,
+    /// Number of the key. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<u8>,
+    /// File whose first line is the key. Required; not the one of a site.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// Addresses that its questions come from. Default: any.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub rlocs: Vec<IpAddr>,
 }
 
 /// `[[lisp.server.subscriber]]`

@@ -23,7 +23,8 @@ use crate::dataplane::tun;
 use crate::gateway::Ingress;
 use crate::node::lisp::{Lisp, LispConfig, Stored, read_note};
 use crate::proto::lisp::server::{
-    Itr as Subscriber, MapServer, ProxyReply, ServerConfig, ServerLimits, Site,
+    Itr as Subscriber, MapServer, ProxyReply, SecuredItr, Security, SecurityConfig, ServerConfig,
+    ServerLimits, Site,
 };
 use crate::proto::lisp::xtr::{
     self, Etr, EtrConfig, Itr, ItrConfig, MobilePrefix, Persist, Policy, ProbeConfig,
@@ -66,6 +67,26 @@ fn key_chain(key: &config::LispKey) -> Result<KeyChain, RunError> {
         LispAlgorithm::Sha1 => Algorithm::Sha1_96,
     };
     Ok(KeyChain::new(key.id, LispKey::new(read_secret(&key.file)?, algorithm)))
+}
+
+/// The secret of a key, to wrap one-time keys with (RFC 9303).
+fn one_time_secret(key_id: u8, file: &Path) -> Result<Security, RunError> {
+    Ok(Security { key_id, secret: read_secret(file)? })
+}
+
+/// The secret of an ITR is in no other file as that of a site (RFC 9303 §6.5: "MUST be
+/// independent"): whoever has both could claim anything.
+fn independent<'a>(
+    itr: &Security,
+    mut of_sites: impl Iterator<Item = &'a Security>,
+    file: &Path,
+) -> Result<(), RunError> {
+    if of_sites.any(|site| site.secret.octets() == itr.secret.octets()) {
+        let what = format!("the key {} for questions", file.display());
+        let same = io::Error::new(io::ErrorKind::InvalidData, "is also one to register with");
+        return Err(RunError::io(what)(same));
+    }
+    Ok(())
 }
 
 /// The addresses of a locator, IPv4 first.
@@ -113,11 +134,20 @@ pub fn roles(
     let own = config.node.anchor_id;
     let delivers = config.mobility.as_ref().is_some_and(|m| m.fe_e != Locator::default());
     let etr = match delivers {
-        true => Some(Etr::new(etr_config(lisp, &of_xtr, first_nonce)?, seed()?)),
+        true => {
+            let etr = Etr::new(etr_config(lisp, &of_xtr, first_nonce)?, seed()?);
+            Some(etr.with_security(etr_keys(lisp)?))
+        }
         false => None,
     };
     let itr = match lisp.ingress.is_empty() {
-        false => Some(Itr::new(itr_config(lisp, &of_xtr)?, seed()?, now)),
+        false => {
+            let itr = Itr::new(itr_config(lisp, &of_xtr)?, seed()?, now);
+            Some(match itr_keys(lisp)? {
+                Some(keys) => itr.with_security(keys),
+                None => itr,
+            })
+        }
         true => None,
     };
     let action = |policy| match policy {
@@ -163,12 +193,24 @@ fn server_config(
             site_id: Some(site.site_id),
             xtr_ids: Vec::new(),
             keys: key_chain(&site.key)?,
+            security: Some(one_time_secret(site.key.id, &site.key.file)?),
             eid_prefixes: site.prefixes.iter().map(|&p| (lisp.iid, p)).collect(),
             accept_more_specifics: true,
             proxy_reply: ProxyReply::AsAsked,
             allow_merge: site.merge,
         });
     }
+    let mut secured = Vec::new();
+    for itr in &server.itrs {
+        let key = one_time_secret(itr.key.id, &itr.key.file)?;
+        independent(&key, sites.iter().filter_map(|s| s.security.as_ref()), &itr.key.file)?;
+        secured.push(SecuredItr { xtr_id: itr.xtr_id, key, rlocs: itr.rlocs.clone() });
+    }
+    let security = SecurityConfig {
+        itrs: secured,
+        required: server.require_security,
+        allow_sha1: server.allow_sha1,
+    };
     let mut itrs = Vec::new();
     for subscriber in &server.subscribers {
         itrs.push(Subscriber {
@@ -187,6 +229,7 @@ fn server_config(
         mobile_iid: lisp.iid,
         mobile_pools: pools.iter().map(|p| p.prefix).collect(),
         denied: Vec::new(),
+        security,
         record_ttl_min: u32::try_from(server.record_ttl.as_secs() / 60).unwrap_or(u32::MAX),
         outside_ttl_min: 15,
         unregistered_ttl_min: 1,
@@ -230,6 +273,24 @@ fn etr_config(
         },
         rlocs: addresses(&lisp.rloc),
     })
+}
+
+/// What one-time keys are wrapped with for us as an ETR: the key that we register with.
+fn etr_keys(lisp: &config::Lisp) -> Result<Vec<Security>, RunError> {
+    let servers = lisp.map_servers.iter().filter(|server| server.register);
+    servers.map(|server| one_time_secret(server.key.id, &server.key.file)).collect()
+}
+
+fn itr_keys(lisp: &config::Lisp) -> Result<Option<BTreeMap<IpAddr, Security>>, RunError> {
+    let Some(files) = &lisp.security else { return Ok(None) };
+    let of_sites = etr_keys(lisp)?;
+    let mut keys = BTreeMap::new();
+    for (&resolver, key) in files {
+        let secret = one_time_secret(key.id, &key.file)?;
+        independent(&secret, of_sites.iter(), &key.file)?;
+        keys.insert(resolver, secret);
+    }
+    Ok(Some(keys))
 }
 
 fn itr_config(lisp: &config::Lisp, stored: &[Persist]) -> Result<ItrConfig, RunError> {

@@ -1,12 +1,14 @@
 //! `[lisp]`.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use super::super::Period;
 use super::super::checked::{
-    Ingress, Lisp, LispKey, LispServer, LispSite, LispSubscriber, MapServer,
+    Ingress, Lisp, LispItr, LispKey, LispServer, LispSite, LispSubscriber, MapServer,
+    OneTimeKeyFile,
 };
 use super::super::file::{
     Encapsulation, File, IngressPolicy, LispAlgorithm, LispSection, LispServerSection, Mode,
@@ -77,6 +79,7 @@ impl Checker<'_, '_> {
         if map_resolvers.is_empty() {
             map_resolvers.extend(servers.iter().map(|s: &MapServer| s.address));
         }
+        let security = self.security(section, &servers, &map_resolvers);
         Some(Some(Lisp {
             iid: InstanceId(section.instance_id.unwrap_or(0)),
             listen: section
@@ -92,6 +95,7 @@ impl Checker<'_, '_> {
             outer_interfaces: section.outer_interfaces.clone(),
             map_resolvers,
             map_servers: servers,
+            security: security?,
             ingress: ingress?,
             probe_interval,
             departed_keep: section.departed_keep.map_or(Duration::from_secs(180), |p| p.0),
@@ -194,6 +198,67 @@ impl Checker<'_, '_> {
         complete.then_some(servers)
     }
 
+    /// The keys of the map-resolvers. One that we register with is a site's: its holders could open
+    /// the keys of its ITRs, and sign what they claim themselves (RFC 9303 §6.5).
+    fn security(
+        &mut self,
+        section: &LispSection,
+        servers: &[MapServer],
+        resolvers: &[IpAddr],
+    ) -> Option<Option<BTreeMap<IpAddr, OneTimeKeyFile>>> {
+        let is_on = section.security.unwrap_or(false);
+        if !is_on && !section.resolver_key.is_empty() {
+            self.warn("lisp.resolver-key[0]", "is not used", "security = true in [lisp]");
+        }
+        let mut keys = BTreeMap::new();
+        let mut complete = true;
+        for (i, entry) in section.resolver_key.iter().enumerate() {
+            let table = format!("lisp.resolver-key[{i}]");
+            let address = self.required(&entry.address, &table, "address");
+            let key = self.lisp_key(&table, entry.key_id, &entry.key_file, None);
+            let (Some(address), Some(key)) = (address, key) else {
+                complete = false;
+                continue;
+            };
+            if !resolvers.contains(&address) {
+                self.error(&format!("{table}.address"), "is not one of the map-resolvers");
+            }
+            if servers.iter().any(|server| server.register && server.key.file == key.file) {
+                self.error_hint(
+                    &format!("{table}.key-file"),
+                    "is a key that we register with",
+                    "a key of its own",
+                );
+            }
+            if keys.insert(address, one_time_key(key)).is_some() {
+                self.error(&format!("{table}.address"), "is configured twice");
+            }
+        }
+        if !is_on {
+            return complete.then_some(None);
+        }
+        if section.ingress.is_empty() {
+            self.warn("lisp.security", "nothing is asked without [[lisp.ingress]]", "remove it");
+        }
+        for resolver in resolvers {
+            let server = servers.iter().find(|server| server.address == *resolver);
+            match server.filter(|server| !server.register) {
+                _ if keys.contains_key(resolver) => {}
+                Some(server) => {
+                    keys.insert(*resolver, one_time_key(server.key.clone()));
+                }
+                // Otherwise the finding above says what is missing.
+                None if complete => self.error_hint(
+                    "lisp.security",
+                    format!("no key for questions is shared with {resolver}"),
+                    "[[lisp.resolver-key]] with its address; not the key of a site",
+                ),
+                None => {}
+            }
+        }
+        complete.then_some(Some(keys))
+    }
+
     fn ingress(&mut self, section: &LispSection, pools: &[Prefix]) -> Option<Vec<Ingress>> {
         let mut all = Vec::new();
         let mut complete = true;
@@ -260,7 +325,29 @@ impl Checker<'_, '_> {
                 None => complete = false,
             }
         }
-        complete.then_some(LispServer { record_ttl, allow_sha1, sites, subscribers })
+        let mut itrs = Vec::new();
+        for i in 0..server.itr.len() {
+            match self.secured_itr(server, i, &sites) {
+                Some(itr) => itrs.push(itr),
+                None => complete = false,
+            }
+        }
+        let require_security = server.require_security.unwrap_or(false);
+        if require_security && server.itr.is_empty() {
+            self.error_hint(
+                "lisp.server.require-security",
+                "nobody could ask",
+                "give [[lisp.server.itr]]",
+            );
+        }
+        complete.then_some(LispServer {
+            record_ttl,
+            allow_sha1,
+            sites,
+            subscribers,
+            require_security,
+            itrs,
+        })
     }
 
     fn site(
@@ -330,20 +417,60 @@ impl Checker<'_, '_> {
         if name.as_deref().is_some_and(|name| !is_plain_name(name)) {
             self.error(&format!("{table}.name"), NAME_RULE);
         }
-        let xtr_id = match (&entry.xtr_id, entry.anchor_id) {
-            (Some(text), _) => self.xtr_id(text, &format!("{table}.xtr-id")),
-            (None, Some(anchor)) => Some(xtr_id_of(anchor)),
-            (None, None) => {
-                self.error_hint(
-                    &table,
-                    "who may subscribe is not said",
-                    "give its `anchor-id`, or its `xtr-id`",
-                );
-                None
-            }
-        };
+        let what = "who may subscribe is not said";
+        let xtr_id = self.xtr_of(&table, &entry.xtr_id, entry.anchor_id, what);
         let key = self.lisp_key(&table, entry.key_id, &entry.key_file, entry.algorithm);
         self.sha1(&table, entry.algorithm, allow_sha1);
         Some(LispSubscriber { name: name?, xtr_id: xtr_id?, key: key?, rlocs: entry.rlocs.clone() })
     }
+
+    /// Who an entry is about.
+    fn xtr_of(
+        &mut self,
+        table: &str,
+        xtr_id: &Option<String>,
+        anchor: Option<AnchorId>,
+        missing: &str,
+    ) -> Option<XtrId> {
+        match (xtr_id, anchor) {
+            (Some(text), _) => self.xtr_id(text, &format!("{table}.xtr-id")),
+            (None, Some(anchor)) => Some(xtr_id_of(anchor)),
+            (None, None) => {
+                self.error_hint(table, missing, "give its `anchor-id`, or its `xtr-id`");
+                None
+            }
+        }
+    }
+
+    fn secured_itr(
+        &mut self,
+        server: &LispServerSection,
+        i: usize,
+        sites: &[LispSite],
+    ) -> Option<LispItr> {
+        let entry = &server.itr[i];
+        let table = format!("lisp.server.itr[{i}]");
+        let name = self.required(&entry.name, &table, "name");
+        if name.as_deref().is_some_and(|name| !is_plain_name(name)) {
+            self.error(&format!("{table}.name"), NAME_RULE);
+        }
+        let missing = "whose questions these are is not said";
+        let xtr_id = self.xtr_of(&table, &entry.xtr_id, entry.anchor_id, missing);
+        let key = self.lisp_key(&table, entry.key_id, &entry.key_file, None);
+        if let Some(key) = &key
+            && let Some(site) = sites.iter().find(|site| site.key.file == key.file)
+        {
+            self.error_hint(
+                &format!("{table}.key-file"),
+                format!("is the key of site {}", site.name),
+                "a key of its own: a site's could be used to claim more than the site has",
+            );
+        }
+        let (name, xtr_id, key) = (name?, xtr_id?, one_time_key(key?));
+        Some(LispItr { name, xtr_id, key, rlocs: entry.rlocs.clone() })
+    }
+}
+
+fn one_time_key(key: LispKey) -> OneTimeKeyFile {
+    OneTimeKeyFile { id: key.id, file: key.file }
 }

@@ -10,6 +10,7 @@
 //! |---|---|
 //! | `register.rs` | Map-Register → registrations, Map-Notify |
 //! | `reply.rs` | Map-Request → Map-Reply, or on to the ETR |
+//! | `secure.rs` | one-time keys and proofs (RFC 9303) |
 //! | `publish.rs` | subscriptions asked for, publications |
 //! | `sites.rs` | who may register, keys, nonces |
 //! | `pubsub.rs` | who is subscribed to what, nonces |
@@ -26,6 +27,7 @@ mod rate;
 mod register;
 mod registrations;
 mod reply;
+mod secure;
 mod sites;
 #[cfg(test)]
 mod tests;
@@ -50,6 +52,7 @@ use sites::Sites;
 
 pub use pubsub::{ConfiguredSubscription, Itr, StoredState, SubscriptionLimits};
 pub use rate::Rate;
+pub use secure::{SecuredItr, Security, SecurityConfig};
 pub use sites::{ProxyReply, Site, XtrName};
 pub use view::{RegistrationView, Sizes, SubscriptionView};
 
@@ -66,6 +69,7 @@ pub struct ServerConfig {
     pub mobile_pools: Vec<Prefix>,
     /// Requests for these are answered by Drop/Policy-Denied (RFC 9301 §8.3).
     pub denied: Vec<(InstanceId, Prefix)>,
+    pub security: SecurityConfig,
     /// TTL of what is answered from the location database.
     pub record_ttl_min: u32,
     /// TTL of a negative answer outside all configured prefixes (15) and inside one (1).
@@ -284,6 +288,14 @@ pub enum Refusal {
     SubscriberNotAllowed,
     #[error("too many subscriptions or publications of the xTR")]
     SubscriptionLimit,
+    #[error("a question without LISP-SEC, which is required")]
+    NotSecured,
+    #[error("a one-time key that is not encrypted, or in no known way")]
+    OneTimeKeyBare,
+    #[error("a one-time key of nobody that is known there")]
+    OneTimeKeyUnknown,
+    #[error("a one-time key that is wrapped with another secret")]
+    OneTimeKeyWrong,
     #[error("an acknowledgement of nothing that waits")]
     UnknownAck,
     #[error("an acknowledgement that no key verifies")]
@@ -306,6 +318,10 @@ pub struct Counters {
     pub replies: u64,
     pub negative_replies: u64,
     pub forwarded: u64,
+    /// Questions with a one-time key that could be opened.
+    pub secured: u64,
+    /// Of these, about what an ETR without LISP-SEC has to answer: refused in a proven reply.
+    pub cant_sign: u64,
     pub subscribed: u64,
     pub unsubscribed: u64,
     pub publications: u64,

@@ -13,7 +13,7 @@ use std::time::Duration;
 
 use super::key::EidKey;
 use super::outstanding::{Waiting, Whom};
-use super::registrations::{Flags, Seconds, Slot};
+use super::registrations::{Flags, Merging, Seconds, Slot};
 use super::sites::{Freshness, ProxyReply, SiteIndex, Xtr, XtrIndex, XtrName};
 use super::{
     MapServer, Mapping, Mappings, Output, REGISTRATION_TIMEOUT, Refusal, Registration, SignWith,
@@ -32,6 +32,8 @@ struct Registrant {
     name: XtrName,
     merge: bool,
     proxy: bool,
+    /// It answers by LISP-SEC (RFC 9303 §6.3), and we can wrap keys for it.
+    signs: bool,
     use_ttl: bool,
 }
 
@@ -72,6 +74,7 @@ impl MapServer {
             name,
             merge: register.merge && configured.allow_merge,
             proxy: register.proxy_reply || configured.proxy_reply == ProxyReply::Forced,
+            signs: register.security_capable && configured.security.is_some(),
             use_ttl: register.use_ttl,
         };
         if fresh == Freshness::New {
@@ -149,8 +152,8 @@ impl MapServer {
             return Ok(());
         };
         if who.merge && self.holder_site(slot).is_none_or(|site| site == who.site) {
-            let merged =
-                self.registrations.merge(slot, who.xtr, record.ttl_min, &record.rlocs, expires);
+            let part = Merging { xtr: who.xtr, signs: who.signs, expires };
+            let merged = self.registrations.merge(slot, part, record.ttl_min, &record.rlocs);
             let changed = merged.map_err(|_| Refusal::MergeLimit)?;
             let entry = self.registrations.entry_mut(slot);
             entry.flags.proxy |= who.proxy;
@@ -272,6 +275,8 @@ impl MapServer {
         entry.expires = expires;
         entry.version = record.version;
         entry.flags.proxy = who.proxy;
+        entry.flags.signs = who.signs;
+        entry.flags.cant_sign = !who.signs;
     }
 
     fn announce(

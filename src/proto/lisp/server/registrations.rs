@@ -67,14 +67,27 @@ pub(super) struct Flags {
     pub published: bool,
     /// Locators of several xTRs (`merged` has them).
     pub merged: bool,
+    /// Some ETR of it speaks LISP-SEC.
+    pub signs: bool,
+    /// Some ETR of it does not.
+    pub cant_sign: bool,
 }
 
 /// One xTR's part of a merged mapping.
 #[derive(Debug)]
 struct Part {
     xtr: XtrIndex,
+    signs: bool,
     content: ContentId,
     expires: Seconds,
+}
+
+/// Whose part of a merged mapping comes, and for how long.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Merging {
+    pub xtr: XtrIndex,
+    pub signs: bool,
+    pub expires: Seconds,
 }
 
 /// Number of an entry, valid until it is removed.
@@ -264,11 +277,11 @@ impl Registrations {
     pub fn merge(
         &mut self,
         slot: Slot,
-        xtr: XtrIndex,
+        part: Merging,
         ttl_min: u32,
         rlocs: &[RlocRecord],
-        expires: Seconds,
     ) -> Result<bool, MergeFull> {
+        let Merging { xtr, signs, expires } = part;
         let mut parts = self.merged.remove(&slot.0).unwrap_or_default();
         let entry = *self.entry(slot);
         if parts.is_empty() && entry.holder != XtrIndex::NONE && entry.holder != xtr {
@@ -276,7 +289,8 @@ impl Registrations {
             if let Some(c) = self.contents.get(entry.content) {
                 let (ttl_min, rlocs) = (c.ttl_min, c.rlocs.clone());
                 let content = self.contents.acquire(ttl_min, &rlocs);
-                parts.push(Part { xtr: entry.holder, content, expires: entry.expires });
+                let (xtr, signs) = (entry.holder, entry.flags.signs);
+                parts.push(Part { xtr, signs, content, expires: entry.expires });
             }
         }
         let full = parts.len() >= MERGE_MAX && parts.iter().all(|p| p.xtr != xtr);
@@ -285,9 +299,9 @@ impl Registrations {
             match parts.binary_search_by_key(&xtr, |p| p.xtr) {
                 Ok(at) => {
                     self.contents.release(parts[at].content);
-                    parts[at] = Part { xtr, content, expires };
+                    parts[at] = Part { xtr, signs, content, expires };
                 }
-                Err(at) => parts.insert(at, Part { xtr, content, expires }),
+                Err(at) => parts.insert(at, Part { xtr, signs, content, expires }),
             }
         }
         self.merged.insert(slot.0, parts);
@@ -309,6 +323,8 @@ impl Registrations {
 
     fn join_parts(&mut self, slot: Slot) -> bool {
         let Some(parts) = self.merged.get(&slot.0) else { return false };
+        let signs = parts.iter().any(|part| part.signs);
+        let cant_sign = parts.iter().any(|part| !part.signs);
         let mut rlocs: Vec<RlocRecord> = Vec::new();
         let mut ttl_min = u32::MAX;
         let (mut expires, mut holder) = (Seconds(u32::MAX), XtrIndex::NONE);
@@ -332,8 +348,18 @@ impl Registrations {
         let entry = self.entry_mut(slot);
         entry.expires = expires;
         entry.holder = holder;
-        entry.flags.merged = true;
+        entry.flags = Flags { merged: true, signs, cant_sign, ..entry.flags };
         changed
+    }
+
+    /// The locators of the ETRs of a mapping that speak LISP-SEC.
+    pub fn signing_rlocs(&self, slot: Slot) -> Vec<&RlocRecord> {
+        let parts = self.merged.get(&slot.0).map(Vec::as_slice).unwrap_or_default();
+        let signing = parts.iter().filter(|part| part.signs).map(|part| part.content);
+        let flags = self.entry(slot).flags;
+        let alone = (!flags.merged && flags.signs).then(|| self.entry(slot).content);
+        let contents = signing.chain(alone).filter_map(|id| self.contents.get(id));
+        contents.flat_map(|content| &content.rlocs).collect()
     }
 
     /// When [`Self::sweep`] is due.

@@ -9,11 +9,13 @@ use std::net::{IpAddr, SocketAddr};
 use super::key::{EidKey, largest_free};
 use super::register::{eid, eid_key, rlocs_of_others};
 use super::registrations::Slot;
+use super::secure::Protection;
 use super::{MapServer, Mapping, Mappings, Output, Refusal};
 use crate::types::lisp::{MapVersion, NegativeAction};
 use crate::types::{Instant, Prefix};
 use crate::wire::lisp::{
-    CONTROL_PORT, Ecm, EidRecord, MapReply, MapRequest, Message, RequestRecord, RlocAddress,
+    CONTROL_PORT, Ecm, Eid, EidRecord, MapReply, MapRequest, Message, RequestRecord, RlocAddress,
+    RlocRecord,
 };
 
 /// Records of one request that are answered; the rest is counted and left out.
@@ -73,6 +75,12 @@ impl MapServer {
         if self.per_source.as_mut().is_some_and(|b| !b.take(from.ip(), now)) {
             return Err(Refusal::SourceRate);
         }
+        // §6.5 of RFC 9303: with a key that does not open, the entire message is discarded.
+        let protection = match envelope.security {
+            Some(octets) => Some(self.open(from, request, octets)?),
+            None => None,
+        };
+        self.counters.secured += u64::from(protection.is_some());
         let mut records = request.records.as_slice();
         if records.len() > RECORDS_MAX {
             records = &records[..RECORDS_MAX];
@@ -85,6 +93,10 @@ impl MapServer {
             asked =
                 self.subscribe(now, from, request, records, mappings, &mut replies, out)?.into();
         }
+        if self.config.security.required && protection.is_none() && !asked.is_empty() {
+            self.refuse(from, Refusal::NotSecured, out);
+            asked = Vec::new().into();
+        }
         let unsubscribes = matches!(request.itr_rlocs[..], [RlocAddress::None]);
         let reply_to = if unsubscribes && !replies.is_empty() {
             // Refused: there is no ITR-RLOC, so to where it came from (RFC 9437 §5).
@@ -92,7 +104,8 @@ impl MapServer {
         } else {
             choose_rloc(&request.itr_rlocs, from.ip())
         };
-        let mut forward = None;
+        let mut forward: Vec<(Slot, EidKey)> = Vec::new();
+        let mut cant_sign = false;
         for record in asked.iter() {
             if reply_to.is_none() {
                 return Err(Refusal::ItrRloc);
@@ -101,32 +114,47 @@ impl MapServer {
                 self.refuse(from, Refusal::EidRate, out);
                 continue;
             }
-            match self.answer(record, request.authoritative, mappings) {
+            let secured = protection.is_some();
+            match self.answer(record, request.authoritative, secured, mappings) {
                 Ok(Answer::Reply(record)) => replies.push(record),
-                Ok(Answer::Forward(slot)) => forward = forward.or(Some(slot)),
+                Ok(Answer::CantSign(record)) => {
+                    self.counters.cant_sign += 1;
+                    cant_sign = true;
+                    replies.push(record);
+                }
+                Ok(Answer::Forward(slot, about)) => forward.push((slot, about)),
                 Err(reason) => self.refuse(from, reason, out),
             }
         }
         if request.dont_reply {
             return Ok(());
         }
-        if let Some(slot) = forward {
-            self.forward(now, slot, request.nonce, &envelope, records, out)?;
+        if let [(slot, _), ..] = forward[..] {
+            let holder = |slot| self.registrations.entry(slot).holder;
+            let same = forward.iter().filter(|(other, _)| holder(*other) == holder(slot));
+            let eids = same.map(|&(_, about)| eid(about)).collect();
+            let protection = protection.as_ref().map(|p| (p, eids));
+            self.forward(now, slot, request.nonce, &envelope, protection, records, out)?;
         }
         if !replies.is_empty() {
             let ip = reply_to.ok_or(Refusal::ItrRloc)?;
             let negative = replies.iter().filter(|r| r.rlocs.is_empty()).count();
             self.counters.negative_replies += negative as u64;
             self.counters.replies += 1;
+            let plain = MapReply {
+                probe: false,
+                echo_nonce: false,
+                nonce: request.nonce,
+                records: replies,
+                security: None,
+            };
+            let reply = match &protection {
+                Some(protection) => protection.prove(plain, cant_sign),
+                None => plain,
+            };
             out.push(Output::Send {
                 to: SocketAddr::new(ip, envelope.source.1),
-                message: Message::MapReply(MapReply {
-                    probe: false,
-                    echo_nonce: false,
-                    nonce: request.nonce,
-                    records: replies,
-                    security: None,
-                }),
+                message: Message::MapReply(reply),
                 sign_with: None,
             });
         }
@@ -157,6 +185,7 @@ impl MapServer {
         &self,
         record: &RequestRecord,
         authoritative: bool,
+        secured: bool,
         mappings: &impl Mappings,
     ) -> Result<Answer, Refusal> {
         let query = eid_key(&record.eid).ok_or(Refusal::EidKind)?;
@@ -170,9 +199,20 @@ impl MapServer {
         let found = self.find_match(query, mappings);
         if let Match::Registered(slot) = found {
             let flags = self.registrations.entry(slot).flags;
+            let about = || self.narrow(query, self.registrations.key(slot));
+            // RFC 9303, table 1: what somebody registers with P is answered here, by whatever A
+            // says; the rest by an ETR with S, and if there is none, that is said.
+            if secured && !flags.proxy && !flags.signs {
+                let ttl_min = self.config.unregistered_ttl_min;
+                let refusal = negative(about(), NegativeAction::DropAuthFailure, ttl_min);
+                return Ok(Answer::CantSign(refusal));
+            }
+            if secured && flags.proxy {
+                return Ok(Answer::Reply(self.record(query, found)));
+            }
             // A: the asker wants it from the site itself.
             if !flags.proxy || authoritative && !self.is_forced(slot) {
-                return Ok(Answer::Forward(slot));
+                return Ok(Answer::Forward(slot, about()));
             }
         }
         Ok(Answer::Reply(self.record(query, found)))
@@ -272,17 +312,28 @@ impl MapServer {
         next.is_some_and(|site| key.contains(site)) || self.pools().any(|pool| key.contains(pool))
     }
 
-    /// Passes a request on to an ETR, unchanged (§8.3).
+    /// Passes a request on to an ETR, unchanged (§8.3); with LISP-SEC, for these EIDs.
+    #[expect(clippy::too_many_arguments, reason = "what, how it came, to whom, and its proof")]
     fn forward(
         &mut self,
         now: Instant,
         slot: Slot,
         nonce: u64,
         envelope: &Envelope<'_>,
+        protection: Option<(&Protection, Vec<Eid>)>,
         records: &[RequestRecord],
         out: &mut Vec<Output>,
     ) -> Result<(), Refusal> {
-        let to = self.choose_etr(slot, nonce).ok_or(Refusal::NoEtr)?;
+        let to = self.choose_etr(slot, nonce, protection.is_some()).ok_or(Refusal::NoEtr)?;
+        let security = match protection {
+            Some((protection, eids)) => {
+                let entry = self.registrations.entry(slot);
+                let holder = self.sites.find_xtr(entry.holder).ok_or(Refusal::NoEtr)?;
+                let key = self.sites.get(holder.site).security.as_ref().ok_or(Refusal::NoEtr)?;
+                Some(protection.pass_on(nonce, key, eids, entry.flags.cant_sign))
+            }
+            None => None,
+        };
         if !self.forward.take(self.config.limits.forwarded, now) {
             return Err(Refusal::ForwardRate);
         }
@@ -299,7 +350,7 @@ impl MapServer {
             to: SocketAddr::new(to, CONTROL_PORT),
             message: Message::Ecm(Ecm {
                 ddt: false,
-                security: envelope.security.map(<[u8]>::to_vec),
+                security,
                 source: envelope.source,
                 destination,
                 message: envelope.message.to_vec(),
@@ -311,22 +362,32 @@ impl MapServer {
 
     /// One of the locators of the best priority that can be reached; which one changes with the
     /// nonce, so that a repeated question can go to another. Else where it was registered from.
-    fn choose_etr(&self, slot: Slot, nonce: u64) -> Option<IpAddr> {
-        let holder = self.sites.find_xtr(self.registrations.entry(slot).holder)?;
-        let rlocs = &self.registrations.content(slot)?.rlocs;
+    fn choose_etr(&self, slot: Slot, nonce: u64, signing: bool) -> Option<IpAddr> {
+        let entry = self.registrations.entry(slot);
+        let holder = self.sites.find_xtr(entry.holder)?;
+        let rlocs: Vec<&RlocRecord> = if signing {
+            self.registrations.signing_rlocs(slot)
+        } else {
+            self.registrations.content(slot)?.rlocs.iter().collect()
+        };
+        // The one who registered last may be one that cannot sign.
+        let last = (!signing || !entry.flags.cant_sign).then_some(holder.addr);
         let usable = || rlocs.iter().filter(|r| r.reachable && r.priority != 255);
         let best = usable().map(|r| r.priority).min();
         let of_best: Vec<IpAddr> =
             usable().filter(|r| Some(r.priority) == best).filter_map(|r| r.address.ip()).collect();
         let count = u64::try_from(of_best.len()).unwrap_or(1).max(1);
         let at = usize::try_from(nonce % count).unwrap_or(0);
-        Some(of_best.get(at).copied().unwrap_or(holder.addr))
+        of_best.get(at).copied().or(last)
     }
 }
 
 enum Answer {
     Reply(EidRecord),
-    Forward(Slot),
+    /// By RFC 9303 a refusal: nobody could prove it.
+    CantSign(EidRecord),
+    /// With the part of the registered prefix that the question is about.
+    Forward(Slot, EidKey),
 }
 
 pub(super) fn negative(key: EidKey, action: NegativeAction, ttl_min: u32) -> EidRecord {

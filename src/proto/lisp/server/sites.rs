@@ -18,6 +18,7 @@ use foldhash::fast::FixedState;
 use super::key::{EidKey, Lengths};
 use super::{NonceRecord, Refusal};
 use crate::auth::KeyChain;
+use crate::proto::lisp::security::Security;
 use crate::types::lisp::{InstanceId, SiteId, XtrId};
 use crate::types::{AnchorId, Prefix};
 
@@ -39,6 +40,8 @@ pub struct Site {
     /// The xTRs that may register; empty: any with the key.
     pub xtr_ids: Vec<XtrId>,
     pub keys: KeyChain,
+    /// The same secret, to wrap one-time keys for its ETRs; `None`: they are passed none.
+    pub security: Option<Security>,
     pub eid_prefixes: Vec<(InstanceId, Prefix)>,
     /// Whether what is inside its prefixes may be registered, or only they themselves.
     pub accept_more_specifics: bool,

@@ -7,11 +7,13 @@ use std::time::Duration;
 use super::rate::{Buckets, Spacing};
 use super::record::{self, is_locator, prefix_of};
 use super::registration::{Registrar, RegistrarConfig};
-use super::{Nonces, Output, Seed};
+use super::{Nonces, Output, Security, Seed};
+use crate::auth::{Otk, OtkHmac};
+use crate::proto::lisp::security::{self, NotOpened};
 use crate::types::lisp::{InstanceId, NegativeAction, usable};
 use crate::types::{Family, Instant, Prefix};
 use crate::wire::lisp::{
-    CONTROL_PORT, EidRecord, MapReply, MapRequest, Message, RequestRecord, RlocAddress,
+    CONTROL_PORT, EcmSecurity, EidRecord, MapReply, MapRequest, Message, RequestRecord, RlocAddress,
 };
 
 /// "No more than one packet every 3 seconds" for one destination (§6.1).
@@ -46,10 +48,23 @@ pub struct EtrCounts {
     /// No ITR-RLOC that can be sent to, or no reply wanted.
     pub request_no_rloc: u64,
     pub reply_limited: u64,
+    /// With a one-time key that is not wrapped, or not by one of our Map-Servers.
+    pub request_bad_key: u64,
+    /// Replies with a proof (RFC 9303).
+    pub replies_proven: u64,
     pub solicited: u64,
     pub solicit_limited: u64,
     /// The sender's address cannot be one of an ITR.
     pub solicit_bad_rloc: u64,
+}
+
+/// How a Map-Request came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Arrival<'a> {
+    /// As it is, from the ITR.
+    Direct,
+    /// In an ECM, with what this says about keys (RFC 9303).
+    Ecm(Option<&'a [u8]>),
 }
 
 #[derive(Debug)]
@@ -58,6 +73,7 @@ pub struct Etr {
     rlocs: Vec<IpAddr>,
     families: Vec<Family>,
     nonces: Nonces,
+    security: Vec<Security>,
     replies: Buckets,
     solicited: Spacing<IpAddr>,
     counts: EtrCounts,
@@ -75,10 +91,21 @@ impl Etr {
             rlocs: config.rlocs,
             families,
             nonces,
+            security: Vec::new(),
             replies: Buckets::new(REPLY_BURST, REPLY_PER_SECOND),
             solicited: Spacing::new(SOLICIT_EVERY, SOLICITED_MAX),
             counts: EtrCounts::default(),
         }
+    }
+
+    /// What we share with the Map-Servers: questions that come with a key are answered with a proof
+    /// (RFC 9303 §6.8), and registrations say so.
+    pub fn with_security(mut self, keys: Vec<Security>) -> Self {
+        if !keys.is_empty() {
+            self.registrar.set_security_capable();
+        }
+        self.security = keys;
+        self
     }
 
     /// A Map-Request: forwarded by a Map-Server (`from` is then the source inside the ECM), or sent
@@ -87,12 +114,12 @@ impl Etr {
         &mut self,
         from: SocketAddr,
         local: IpAddr,
-        in_ecm: bool,
+        arrival: Arrival<'_>,
         request: &MapRequest,
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        if request.probe && in_ecm {
+        if request.probe && arrival != Arrival::Direct {
             self.counts.request_probe_in_ecm += 1;
             return;
         }
@@ -110,6 +137,10 @@ impl Etr {
             self.counts.request_unknown_eid += 1;
             return;
         }
+        let Ok(key) = self.open(arrival, request.nonce) else {
+            self.counts.request_bad_key += 1;
+            return;
+        };
         if !self.replies.take(to.ip(), now) {
             self.counts.reply_limited += 1;
             return;
@@ -125,7 +156,30 @@ impl Etr {
             records,
             security: None,
         };
+        let reply = match key {
+            None => reply,
+            Some((asked, ms_otk)) => {
+                self.counts.replies_proven += 1;
+                let hmac = OtkHmac::of_id(asked.requested_hmac).unwrap_or(OtkHmac::Sha256_128);
+                security::prove(reply, asked.eids, &ms_otk, hmac)
+            }
+        };
         out.push(Output::Send { to, message: Message::MapReply(reply), sign_with: None });
+    }
+
+    /// The key that the reply is to be signed with, if there is one. Without keys of ours we are an
+    /// ETR that does not know LISP-SEC, and answer as one; an ITR that asked for a proof knows.
+    fn open(
+        &self,
+        arrival: Arrival<'_>,
+        nonce: u64,
+    ) -> Result<Option<(EcmSecurity, Otk)>, NotOpened> {
+        match arrival {
+            Arrival::Ecm(Some(octets)) if !self.security.is_empty() => {
+                security::open(octets, nonce, self.security.iter()).map(Some)
+            }
+            Arrival::Ecm(_) | Arrival::Direct => Ok(None),
+        }
     }
 
     /// §5.5: one of the ITR-RLOCs, of a family that we have; the port that was asked from. Where the

@@ -20,9 +20,9 @@ use super::rate::Bucket;
 use super::record::{is_not_older, prefix_of, rlocs_of};
 use super::request::Asker;
 use super::resolver::{Asked, NotAsked, Reason, Resolver};
-use super::security::{Security, proven};
+use super::security::proven;
 use super::subscription::{Accepted, Subscriber, SubscriptionCounts, SubscriptionView};
-use super::{Nonces, Output, Seed};
+use super::{Nonces, Output, Security, Seed};
 use crate::auth::KeyChain;
 use crate::types::lisp::{InstanceId, NegativeAction, SiteId, XtrId};
 use crate::types::{Instant, Prefix};
@@ -168,9 +168,10 @@ impl Itr {
     }
 
     /// Map-Replies are believed only with the proof of RFC 9303: both Map-Resolvers and Map-Servers
-    /// have to speak it. Publications have their own keys.
-    pub fn with_security(mut self, security: Security) -> Self {
-        self.resolver.set_security(security);
+    /// have to speak it. Publications have their own keys. A Map-Resolver without a key here is not
+    /// asked any more.
+    pub fn with_security(mut self, keys: BTreeMap<IpAddr, Security>) -> Self {
+        self.resolver.set_security(keys);
         self
     }
 

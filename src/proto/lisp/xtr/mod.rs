@@ -31,7 +31,7 @@ mod tests;
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
-pub use etr::{Etr, EtrConfig, EtrCounts};
+pub use etr::{Arrival, Etr, EtrConfig, EtrCounts};
 pub use itr::{Itr, ItrConfig, ItrCounts, MobilePrefix, Policy};
 pub use map_cache::{CachedMapping, Origin};
 pub use nonce::{Nonces, Seed};
@@ -40,9 +40,9 @@ pub use registration::{
     MapServer, Registrar, RegistrarConfig, RegistrarCounts, RegistrationState, RegistrationView,
 };
 pub use router::{Xtr, XtrCounts};
-pub use security::Security;
 pub use subscription::{SubscriptionCounts, SubscriptionState, SubscriptionView};
 
+pub use super::security::Security;
 use crate::auth::KeyChain;
 use crate::types::Prefix;
 use crate::types::lisp::{InstanceId, MapVersion, NegativeAction, RlocSet};

@@ -174,6 +174,7 @@ pub struct Registrar {
     servers: Vec<Server>,
     id: Option<(XtrId, SiteId)>,
     proxy_reply: bool,
+    security_capable: bool,
     merge: bool,
     ttl_min: u32,
     wanted: BTreeMap<Key, Wanted>,
@@ -201,6 +202,7 @@ impl Registrar {
             servers: config.servers.into_iter().map(server).collect(),
             id: config.id,
             proxy_reply: config.proxy_reply,
+            security_capable: false,
             merge: config.merge,
             ttl_min: config.ttl_min.max(1),
             wanted: BTreeMap::new(),
@@ -210,6 +212,11 @@ impl Registrar {
             counts: RegistrarCounts::default(),
             wanted_max: REGISTRATIONS_MAX,
         }
+    }
+
+    /// S (RFC 9303 §6.3): questions about what is registered from now on may come with a key.
+    pub fn set_security_capable(&mut self) {
+        self.security_capable = true;
     }
 
     /// What should be registered for a prefix. It leaves with the next [`Self::handle_timeout`],
@@ -437,7 +444,7 @@ impl Registrar {
         let server = &mut self.servers[n];
         let message = MapRegister {
             proxy_reply: self.proxy_reply,
-            security_capable: false,
+            security_capable: self.security_capable,
             eid_notify: false,
             use_ttl: false,
             merge: self.merge,

@@ -9,8 +9,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use super::request::Asker;
-use super::security::Security;
-use super::{Nonces, Output, record};
+use super::{Nonces, Output, Security, record};
 use crate::auth::Otk;
 use crate::types::lisp::InstanceId;
 use crate::types::{Instant, Prefix};
@@ -98,7 +97,8 @@ pub struct Resolver {
     by_nonce: BTreeMap<u64, Prefix>,
     timers: BTreeSet<(Instant, Prefix)>,
     nonces: Nonces,
-    security: Option<Security>,
+    /// What each of the resolvers shares with us, where answers have to be proved (RFC 9303).
+    security: Option<BTreeMap<IpAddr, Security>>,
     sent: u64,
     questions_max: usize,
 }
@@ -121,8 +121,10 @@ impl Resolver {
     }
 
     /// Answers are believed only with a proof from here on.
-    pub fn set_security(&mut self, security: Security) {
-        self.security = Some(security);
+    pub fn set_security(&mut self, keys: BTreeMap<IpAddr, Security>) {
+        // To one without a key the one-time key would have to go bare.
+        self.resolvers.retain(|resolver| keys.contains_key(resolver));
+        self.security = Some(keys);
     }
 
     pub fn is_secured(&self) -> bool {
@@ -237,7 +239,8 @@ impl Resolver {
         };
         self.sent += 1;
         let resolver = self.resolvers[question.resolver];
-        let keys = self.security.as_ref().zip(question.otk.as_ref());
+        let key = self.security.as_ref().and_then(|keys| keys.get(&resolver));
+        let keys = key.zip(question.otk.as_ref());
         let security = keys.map(|(security, otk)| security.protect(otk, question.nonce));
         out.push(self.asker.encapsulated(resolver, prefix, source, &request, security));
     }

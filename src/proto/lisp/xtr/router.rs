@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use super::{Etr, Itr, Output};
+use super::{Arrival, Etr, Itr, Output};
 use crate::types::Instant;
 use crate::wire::lisp::{MapNotify, MapRequest, Message};
 
@@ -39,7 +39,7 @@ impl Xtr {
     ) {
         match message {
             Message::MapRequest(request) => {
-                self.handle_map_request(from, local, false, request, now, out);
+                self.handle_map_request(from, local, Arrival::Direct, request, now, out);
             }
             Message::MapReply(reply) => match &mut self.itr {
                 Some(itr) => itr.handle_map_reply(reply, raw, now, out),
@@ -49,7 +49,8 @@ impl Xtr {
             Message::Ecm(ecm) => match Message::decode(&ecm.message) {
                 Ok(Message::MapRequest(request)) => {
                     let from = SocketAddr::from(ecm.source);
-                    self.handle_map_request(from, local, true, &request, now, out);
+                    let arrival = Arrival::Ecm(ecm.security.as_deref());
+                    self.handle_map_request(from, local, arrival, &request, now, out);
                 }
                 Ok(_) | Err(_) => self.counts.bad_ecm += 1,
             },
@@ -62,12 +63,12 @@ impl Xtr {
         &mut self,
         from: SocketAddr,
         local: IpAddr,
-        in_ecm: bool,
+        arrival: Arrival<'_>,
         request: &MapRequest,
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        if request.smr && !in_ecm {
+        if request.smr && arrival == Arrival::Direct {
             match &mut self.itr {
                 Some(itr) => itr.handle_map_request(request, now, out),
                 None => self.counts.map_request += 1,
@@ -75,7 +76,7 @@ impl Xtr {
             return;
         }
         match &mut self.etr {
-            Some(etr) => etr.handle_map_request(from, local, in_ecm, request, now, out),
+            Some(etr) => etr.handle_map_request(from, local, arrival, request, now, out),
             None => self.counts.map_request += 1,
         }
     }

@@ -1,20 +1,14 @@
 //! LISP-SEC at the ITR (RFC 9303 §6.4, §6.9): each question carries a key, wrapped for the
 //! Map-Resolver, with which the Map-Server signs what it vouches for and the answer is signed.
 
-use super::Nonces;
-use crate::auth::{Otk, OtkHmac, OtkKdf, OtkWrap, Secret};
+use super::{Nonces, Security};
+use crate::auth::{Otk, OtkHmac, OtkKdf};
+use crate::proto::lisp::security::WRAP;
 use crate::wire::lisp::{EcmSecurity, EidAuthentication, MapReply, ReplySecurity, SignedEids};
 
 /// What is asked for, and the one that is accepted.
 const HMAC: OtkHmac = OtkHmac::Sha256_128;
 const KDF: OtkKdf = OtkKdf::Sha256;
-
-/// What this ITR and its Map-Resolvers share. The key never travels bare.
-#[derive(Clone, Debug)]
-pub struct Security {
-    pub key_id: u8,
-    pub secret: Secret,
-}
 
 impl Security {
     pub(super) fn one_time_key(nonces: &mut Nonces) -> Otk {
@@ -27,12 +21,11 @@ impl Security {
 
     /// The authentication data of the ECM.
     pub(super) fn protect(&self, otk: &Otk, nonce: u64) -> Vec<u8> {
-        let wrapping = OtkWrap::Aes128;
         let security = EcmSecurity {
             requested_hmac: HMAC.id(),
             key_id: self.key_id,
-            wrapping: wrapping.id(),
-            wrapped_otk: otk.wrap(wrapping, nonce, &self.secret),
+            wrapping: WRAP.id(),
+            wrapped_otk: otk.wrap(WRAP, nonce, &self.secret),
             eids: EidAuthentication::request(KDF.id()),
         };
         let mut octets = Vec::new();

@@ -32,6 +32,19 @@ pub fn keys(secret: &str) -> KeyChain {
     KeyChain::new(1, LispKey::new(Secret::new(secret.into()), Algorithm::Sha256_128))
 }
 
+pub fn shared(secret: &str) -> Security {
+    Security { key_id: 1, secret: Secret::new(secret.into()) }
+}
+
+/// What ITR `number` of [`Peer::itr`] shares with its Map-Resolver.
+pub fn secured_itr(number: u128) -> SecuredItr {
+    SecuredItr {
+        xtr_id: XtrId(1000 + number),
+        key: shared(&format!("questions of itr {number}")),
+        rlocs: Vec::new(),
+    }
+}
+
 pub fn rloc(addr: &str) -> RlocRecord {
     RlocRecord {
         priority: 1,
@@ -160,6 +173,7 @@ pub fn config() -> ServerConfig {
         site_id: Some(SiteId(u64::from(anchor.0))),
         xtr_ids: Vec::new(),
         keys: keys(&format!("site {anchor}")),
+        security: Some(shared(&format!("site {anchor}"))),
         eid_prefixes: vec![
             (InstanceId(0), prefix(own)),
             (InstanceId(0), prefix("2001:db8:100::/40")),
@@ -186,6 +200,11 @@ pub fn config() -> ServerConfig {
         mobile_iid: MOBILE,
         mobile_pools: vec![prefix("10.1.0.0/16")],
         denied: Vec::new(),
+        security: SecurityConfig {
+            itrs: (1..=3).map(secured_itr).collect(),
+            required: false,
+            allow_sha1: false,
+        },
         record_ttl_min: 3,
         outside_ttl_min: 15,
         unregistered_ttl_min: 1,

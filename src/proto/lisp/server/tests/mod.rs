@@ -6,5 +6,6 @@ mod publish;
 mod refuse;
 mod register;
 mod reply;
+mod secure;
 mod size;
 mod with_xtrs;

@@ -2,7 +2,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 
 use super::lab::*;
-use crate::proto::lisp::xtr::{Etr, EtrConfig, MapServer, Output, RegistrarConfig};
+use crate::proto::lisp::xtr::{Arrival, Etr, EtrConfig, MapServer, Output, RegistrarConfig};
 use crate::types::Instant;
 use crate::types::lisp::{MapVersion, NegativeAction};
 use crate::wire::lisp::{Eid, MapReply, MapRequest, Message, RequestRecord, RlocAddress};
@@ -59,7 +59,8 @@ fn ask(
 ) -> Option<(SocketAddr, MapReply)> {
     let mut out = Vec::new();
     let from = SocketAddr::new(addr("198.51.100.1"), 50_000);
-    etr.handle_map_request(from, addr("192.0.2.1"), in_ecm, request, now, &mut out);
+    let arrival = if in_ecm { Arrival::Ecm(None) } else { Arrival::Direct };
+    etr.handle_map_request(from, addr("192.0.2.1"), arrival, request, now, &mut out);
     let mut all = sent(&out);
     assert!(all.len() <= 1);
     all.pop().map(|(to, message)| match message {

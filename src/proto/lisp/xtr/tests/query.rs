@@ -7,7 +7,7 @@ use crate::types::Instant;
 use crate::types::lisp::{InstanceId, NegativeAction};
 use crate::wire::lisp::{Eid, EidRecord, MapRequest, RlocAddress};
 
-const MR: &str = "192.0.2.101";
+pub const MR: &str = "192.0.2.101";
 const MR2: &str = "192.0.2.102";
 
 pub fn config(policy: Policy) -> ItrConfig {

@@ -1,7 +1,7 @@
 //! RFC 9303 at the ITR. The Map-Server's side is written out here.
 
 use super::lab::*;
-use super::query::{config, miss};
+use super::query::{MR, config, miss};
 use crate::auth::{Otk, OtkHmac, OtkKdf, OtkWrap, Secret};
 use crate::proto::lisp::xtr::{Itr, Output, Policy, Security};
 use crate::wire::Reader;
@@ -17,7 +17,7 @@ fn secret() -> Secret {
 
 fn itr() -> Itr {
     let security = Security { key_id: 4, secret: secret() };
-    Itr::new(config(Policy::Query), [9; 32], at(0)).with_security(security)
+    Itr::new(config(Policy::Query), [9; 32], at(0)).with_security([(addr(MR), security)].into())
 }
 
 /// What the Map-Resolver reads of the question: its nonce and its key.
