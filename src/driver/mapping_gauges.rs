@@ -136,6 +136,7 @@ fn copy_server(server: &MapServer, m: &LispMetrics) {
     raise(m.subscription_results.get(SubscriptionResult::Begun), c.subscribed);
     raise(m.subscription_results.get(SubscriptionResult::Ended), c.unsubscribed);
     raise(&m.map_requests_forwarded, c.forwarded);
+    raise(&m.map_requests_secured, c.secured);
     raise(&m.negative_records, c.negative_replies);
     let sizes = server.sizes();
     m.registrations.get(Registration::Held).set(count(sizes.eids));
@@ -172,12 +173,14 @@ fn copy_etr(etr: &Etr, tables: &mut Tables, m: &LispMetrics) {
     );
     let e = etr.counts();
     raise(m.smr.get(Direction::Out), e.solicited);
+    raise(&m.map_replies_proven, e.replies_proven);
     raise_all(
         &m.xtr_refused,
         [
             (XtrRefusal::UnknownEid, e.request_unknown_eid),
             (XtrRefusal::ProbeInEcm, e.request_probe_in_ecm),
             (XtrRefusal::NoItrRloc, e.request_no_rloc),
+            (XtrRefusal::OneTimeKey, e.request_bad_key),
             (XtrRefusal::ReplyRate, e.reply_limited),
             (XtrRefusal::SolicitRate, e.solicit_limited),
             (XtrRefusal::SolicitAddress, e.solicit_bad_rloc),
@@ -314,8 +317,11 @@ fn copy_probes(itr: &Itr, c: &ItrCounts, m: &LispMetrics) {
 fn copy_answers(server: Option<&MapServer>, xtr: &Xtr, m: &LispMetrics) {
     let s = server.map(MapServer::counters);
     let e = xtr.etr.as_ref().map(Etr::counts).unwrap_or_default();
-    let unanswered =
-        e.request_unknown_eid + e.request_probe_in_ecm + e.request_no_rloc + e.reply_limited;
+    let unanswered = e.request_unknown_eid
+        + e.request_probe_in_ecm
+        + e.request_no_rloc
+        + e.request_bad_key
+        + e.reply_limited;
     let (taken, refused) =
         s.map_or((0, 0), |s| (s.requests - s.requests_refused, s.requests_refused));
     raise(m.map_requests.get(Verdict::Accepted), taken + e.requests_answered);

@@ -36,6 +36,10 @@ label!(
         NoEtr = "no_etr",
         SubscriberNotAllowed = "subscriber_not_allowed",
         SubscriptionLimit = "subscription_limit",
+        NotSecured = "not_secured",
+        OneTimeKeyBare = "one_time_key_bare",
+        OneTimeKeyUnknown = "one_time_key_unknown",
+        OneTimeKeyWrong = "one_time_key_wrong",
         UnknownAck = "unknown_ack",
         AckAuthentication = "ack_authentication",
     }
@@ -47,6 +51,7 @@ label!(
         UnknownEid = "unknown_eid",
         ProbeInEcm = "probe_in_ecm",
         NoItrRloc = "no_itr_rloc",
+        OneTimeKey = "one_time_key",
         ReplyRate = "reply_rate",
         SolicitRate = "solicit_rate",
         SolicitAddress = "solicit_address",
@@ -206,6 +211,10 @@ impl From<server::Refusal> for ServerRefusal {
             Refusal::NoEtr => Self::NoEtr,
             Refusal::SubscriberNotAllowed => Self::SubscriberNotAllowed,
             Refusal::SubscriptionLimit => Self::SubscriptionLimit,
+            Refusal::NotSecured => Self::NotSecured,
+            Refusal::OneTimeKeyBare => Self::OneTimeKeyBare,
+            Refusal::OneTimeKeyUnknown => Self::OneTimeKeyUnknown,
+            Refusal::OneTimeKeyWrong => Self::OneTimeKeyWrong,
             Refusal::UnknownAck => Self::UnknownAck,
             Refusal::AckAuthentication => Self::AckAuthentication,
         }
@@ -262,7 +271,9 @@ pub struct LispMetrics {
     pub map_requests: Per<Verdict, IntCounter>,
     pub map_requests_sent: Per<Question, IntCounter>,
     pub map_requests_forwarded: IntCounter,
+    pub map_requests_secured: IntCounter,
     pub map_replies: Per<Direction, IntCounter>,
+    pub map_replies_proven: IntCounter,
     pub negative_records: IntCounter,
     pub smr: Per<Direction, IntCounter>,
     pub map_cache_entries: Per<MapCacheState, IntGauge>,
@@ -354,8 +365,16 @@ impl LispMetrics {
                 "killick_lisp_map_requests_forwarded_total",
                 "Map-Requests passed on to an ETR",
             ),
+            map_requests_secured: make.counter(
+                "killick_lisp_map_requests_secured_total",
+                "Map-Requests to this map-server that ask for a proof (RFC 9303)",
+            ),
             map_replies: make
                 .counters("killick_lisp_map_replies_total", "Map-Replies, without probes"),
+            map_replies_proven: make.counter(
+                "killick_lisp_map_replies_proven_total",
+                "Map-Replies of this ETR with a proof (RFC 9303)",
+            ),
             negative_records: make.counter(
                 "killick_lisp_negative_records_total",
                 "Records of sent Map-Replies that have no locator",
