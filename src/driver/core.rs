@@ -26,7 +26,7 @@ use tokio::task::{JoinError, JoinHandle};
 use super::access::Access;
 use super::bgp::Connections;
 use super::links::Links;
-use super::lisp::udp::{Arrival, Control};
+use super::lisp::udp::Control;
 use super::monitor::Monitor;
 use super::store::{Record as Stored, Store, StoreError, StoredBinding};
 use crate::api::views::Event as View;
@@ -289,11 +289,8 @@ impl Core {
         let Some(mut control) = state.control.take() else { return false };
         let now = self.clock.now();
         let mut out = std::mem::take(&mut state.out);
-        let more = control.recv_batch(|arrival| match arrival {
-            Arrival::Soon { octets } => state.node.expect_lisp(octets),
-            Arrival::Now { from, local, octets } => {
-                state.node.handle_lisp(from, local, octets, now, &mut out);
-            }
+        let more = control.recv_batch(|from, local, octets| {
+            state.node.handle_lisp(from, local, octets, now, &mut out);
         });
         state.control = Some(control);
         self.follow(state, &mut out, now);

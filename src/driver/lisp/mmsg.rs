@@ -220,12 +220,6 @@ impl Receiver {
         Some(Incoming { from, local, ttl, traffic_class, octets })
     }
 
-    /// What is in slot `at` of those that [`Self::receive`] counted; cut if it was too long.
-    pub fn peek(&self, at: usize) -> Option<&[u8]> {
-        let len = self.parts.headers[..self.filled].get(at)?.msg_len as usize;
-        self.slots[at * self.stride..].get(..len.min(self.slot_bytes))
-    }
-
     /// The octets in slot `at` again, as they have become.
     pub fn octets(&self, at: usize) -> &[u8] {
         &self.slots[at * self.stride..][..self.slot_bytes]

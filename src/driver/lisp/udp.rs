@@ -16,7 +16,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
-use super::mmsg::{BATCH, Incoming, Outgoing, Receiver, Sender};
+use super::mmsg::{BATCH, Outgoing, Receiver, Sender};
 
 /// A longer control message is dropped and counted; 255 records of the usual kind fit twice over.
 pub const MESSAGE_BYTES_MAX: usize = 16 << 10;
@@ -64,19 +64,6 @@ struct Queued {
     to: SocketAddr,
     from: Option<IpAddr>,
     range: Range<usize>,
-}
-
-/// A message that has come in.
-#[derive(Clone, Copy, Debug)]
-pub enum Arrival<'a> {
-    /// It is handled after those before it in its batch; what that needs can be fetched.
-    Soon { octets: &'a [u8] },
-    Now {
-        from: SocketAddr,
-        /// The address that it came to.
-        local: IpAddr,
-        octets: &'a [u8],
-    },
 }
 
 /// The sockets; owned by the routing thread.
@@ -140,15 +127,17 @@ impl Control {
         self.outbox.endpoints.iter().map(|e| e.local)
     }
 
-    /// Hands what has come to `handle`, each message of a batch first as expected and then to be
-    /// handled. False when nothing was left; otherwise there may be more, and the caller comes
-    /// again.
-    pub fn recv_batch(&mut self, mut handle: impl FnMut(Arrival<'_>)) -> bool {
-        self.serve(|_, arrival| handle(arrival))
+    /// Hands what has come to `handle`: from whom, to which local address, the message. False
+    /// when nothing was left; otherwise there may be more, and the caller comes again.
+    pub fn recv_batch(&mut self, mut handle: impl FnMut(SocketAddr, IpAddr, &[u8])) -> bool {
+        self.serve(|_, from, local, octets| handle(from, local, octets))
     }
 
     /// As [`Self::recv_batch`]; `handle` may queue answers at once. They leave batch by batch.
-    pub fn serve(&mut self, mut handle: impl FnMut(&mut Outbox, Arrival<'_>)) -> bool {
+    pub fn serve(
+        &mut self,
+        mut handle: impl FnMut(&mut Outbox, SocketAddr, IpAddr, &[u8]),
+    ) -> bool {
         let mut more = false;
         for at in 0..self.outbox.endpoints.len() {
             more |= self.serve_endpoint(at, &mut handle);
@@ -159,7 +148,7 @@ impl Control {
     fn serve_endpoint(
         &mut self,
         at: usize,
-        handle: &mut impl FnMut(&mut Outbox, Arrival<'_>),
+        handle: &mut impl FnMut(&mut Outbox, SocketAddr, IpAddr, &[u8]),
     ) -> bool {
         for _ in 0..BATCHES_MAX {
             let endpoint = &self.outbox.endpoints[at];
@@ -172,18 +161,12 @@ impl Control {
                 if count < BATCH { Err(io::ErrorKind::WouldBlock.into()) } else { Ok(()) }
             });
             for datagram in 0..count {
-                if let Some(octets) = self.incoming.peek(datagram) {
-                    handle(&mut self.outbox, Arrival::Soon { octets });
-                }
-            }
-            for datagram in 0..count {
                 match self.incoming.get(datagram) {
                     Some(incoming) => {
                         self.outbox.counters.received += 1;
                         self.outbox.counters.received_octets += incoming.octets.len() as u64;
                         let local = incoming.local.unwrap_or(bound);
-                        let Incoming { from, octets, .. } = incoming;
-                        handle(&mut self.outbox, Arrival::Now { from, local, octets });
+                        handle(&mut self.outbox, incoming.from, local, incoming.octets);
                     }
                     None => self.outbox.counters.too_long += 1,
                 }
@@ -353,8 +336,7 @@ mod tests {
                 .await
                 .expect("all arrive")
                 .unwrap();
-            while control.serve(|outbox, arrival| {
-                let Arrival::Now { from, local, octets } = arrival else { return };
+            while control.serve(|outbox, from, local, octets| {
                 seen += 1;
                 outbox.queue(from, Some(local), octets);
             }) {}

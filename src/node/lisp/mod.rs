@@ -37,7 +37,7 @@ use crate::types::transfer::Report;
 use crate::types::{
     AnchorId, Binding, Claim, Generation, Instant, Lifetime, Locator, MnId, Prefix,
 };
-use crate::wire::lisp::{Eid, Message, first_eid};
+use crate::wire::lisp::Message;
 
 /// Nodes that have left and are sent on, at most; one more is left to the map-caches of others.
 const DEPARTED_MAX: usize = 100_000;
@@ -245,17 +245,6 @@ impl Node {
             let mut said = Vec::new();
             lisp.xtr.handle_message(from, local, &message, octets, now, &mut said);
             self.carry_xtr(said, now, out);
-        }
-    }
-
-    /// A datagram that [`Self::handle_lisp`] gets in a moment, as one of a batch: what it will
-    /// look up is touched now. In a large table every lookup waits for memory a few times, and
-    /// those of a whole batch, done one right after the other, wait at the same time.
-    pub fn expect_lisp(&self, octets: &[u8]) {
-        let Some(lisp) = &self.lisp else { return };
-        let Some(server) = &lisp.server else { return };
-        if let Some(Eid::Prefix { iid, prefix }) = first_eid(octets) {
-            server.expect(iid, prefix, &Bound { location: &self.location, iid: lisp.config.iid });
         }
     }
 

@@ -10,7 +10,6 @@ mod map_notify;
 mod map_register;
 mod map_reply;
 mod map_request;
-mod peek;
 mod records;
 mod security;
 #[cfg(test)]
@@ -22,7 +21,6 @@ pub use map_notify::MapNotify;
 pub use map_register::{Authentication, MapRegister};
 pub use map_reply::MapReply;
 pub use map_request::{ITR_RLOCS_MAX, MapRequest, RequestRecord};
-pub use peek::first_eid;
 pub use records::{EidRecord, RlocAddress, RlocRecord};
 pub use security::{EcmSecurity, EidAuthentication, ReplySecurity, SignedEids, WRAPPED_OTK_LEN};
 

@@ -460,17 +460,6 @@ impl MapServer {
         }
     }
 
-    /// Touches what a message about this EID will look up. Nothing depends on it.
-    pub fn expect(&self, iid: InstanceId, prefix: Prefix, mappings: &impl Mappings) {
-        if iid > InstanceId::MAX {
-            return;
-        }
-        std::hint::black_box(self.registrations.find(EidKey::new(iid, prefix)));
-        if self.is_mobile(iid, prefix) {
-            std::hint::black_box(mappings.find(iid, prefix.addr()));
-        }
-    }
-
     fn refuse(&mut self, from: SocketAddr, reason: Refusal, out: &mut Vec<Output>) {
         *self.counters.refused.entry(reason).or_default() += 1;
         out.push(Output::Refused { from, reason });
