@@ -369,7 +369,8 @@ fn questions_with_forged_keys_are_refused() {
     let Message::Ecm(ecm) = Message::decode(&question).unwrap() else { panic!() };
     let Message::MapRequest(request) = Message::decode(&ecm.message).unwrap() else { panic!() };
     let bare = Otk::new([9; 16]);
-    let cases: [(Refusal, Box<dyn Fn(&mut EcmSecurity)>); 5] = [
+    type Change = Box<dyn Fn(&mut EcmSecurity)>;
+    let cases: [(Refusal, Change); 5] = [
         (Refusal::OneTimeKeyBare, {
             let wrapped = bare.wrap(OtkWrap::Null, request.nonce, &shared("x").secret);
             Box::new(move |s| (s.wrapping, s.wrapped_otk) = (OtkWrap::Null.id(), wrapped))
