@@ -227,6 +227,7 @@ fn one_move(
             "prefix": prefix,
             "from": from,
             "to": to,
+            "to_anchor_id": scene.anchors[to].id,
             "mode": scene.mode,
             "outage_ms": both.outage_ms,
             "sent": both.sent,

@@ -58,6 +58,8 @@ pub struct StatusView {
     pub uptime_s: u64,
     pub bgp: Option<BgpStatusView>,
     pub mobility: Option<MobilityStatusView>,
+    /// The mapping service, when it is configured.
+    pub lisp: Option<LispStatusView>,
     pub kernel: KernelStatusView,
     pub peers: Vec<PeerView>,
 }
@@ -86,6 +88,30 @@ pub struct MobilityStatusView {
     pub handovers_in_progress: u64,
     pub handovers: u64,
     pub handovers_failed: u64,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct LispStatusView {
+    /// Of `map-server`, `etr` and `itr`.
+    pub roles: Vec<String>,
+    /// EIDs that the map-server has; else those that this ETR registers.
+    pub registrations: u64,
+    pub map_cache: u64,
+    /// Those that the map-server serves; else those of this ITR.
+    pub subscriptions: u64,
+    pub data_plane: Option<EncapStatusView>,
+}
+
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct EncapStatusView {
+    /// `gpe`, `ebpf` or `tun`.
+    pub name: String,
+    pub entries: u64,
+    pub pending: u64,
+    /// Entries that the data plane refused.
+    pub failed: u64,
 }
 
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]

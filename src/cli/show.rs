@@ -5,8 +5,8 @@ use crate::api::lisp_views::{
     ExplainView, LookupView, MapCacheView, ProbeView, RegistrationView, RlocView, SubscriptionView,
 };
 use crate::api::views::{
-    AcceptedView, FibRouteView, NeighborView, RouteDetailView, RouteView, SessionView, StatusView,
-    StepView, TraceView, TransferView,
+    AcceptedView, EncapStatusView, FibRouteView, NeighborView, RouteDetailView, RouteView,
+    SessionView, StatusView, StepView, TraceView, TransferView,
 };
 use crate::types::Family;
 
@@ -57,6 +57,25 @@ pub fn status(view: &StatusView) -> String {
                 mobility.handovers, mobility.handovers_in_progress, mobility.handovers_failed
             ),
         );
+    }
+    if let Some(lisp) = &view.lisp {
+        line(
+            "lisp",
+            format!(
+                "{}: {} registrations, {} subscriptions, {} in the map-cache",
+                lisp.roles.join(", "),
+                lisp.registrations,
+                lisp.subscriptions,
+                lisp.map_cache
+            ),
+        );
+        if let Some(plane) = &lisp.data_plane {
+            let EncapStatusView { name, entries, pending, failed } = plane;
+            line(
+                "tunnels",
+                format!("{name}: {entries} entries, {pending} pending, {failed} failed"),
+            );
+        }
     }
     let kernel = &view.kernel;
     line(
@@ -451,6 +470,18 @@ mod tests {
                 paths: 20,
             }),
             mobility: None,
+            lisp: Some(LispStatusView {
+                roles: vec!["etr".to_owned(), "itr".to_owned()],
+                registrations: 2,
+                map_cache: 7,
+                subscriptions: 1,
+                data_plane: Some(EncapStatusView {
+                    name: "tun".to_owned(),
+                    entries: 9,
+                    pending: 1,
+                    failed: 3,
+                }),
+            }),
             kernel: KernelStatusView::default(),
             peers: vec![PeerView {
                 name: "a2".to_owned(),
@@ -472,6 +503,8 @@ mod tests {
              bgp        AS 65000, router id 192.0.2.1\n\
              neighbors  1 of 2 established\n\
              routes     10 (20 paths)\n\
+             lisp       etr, itr: 2 registrations, 1 subscriptions, 7 in the map-cache\n\
+             tunnels    tun: 9 entries, 1 pending, 3 failed\n\
              kernel     0 entries, 0 pending, 0 failed\n\
              peer       anchor a2 192.0.2.2: down for 5s (refused)\n"
         );

@@ -229,6 +229,7 @@ impl Core {
         if let Some(control) = &mut state.control {
             for (to, octets) in state.messages.drain(..) {
                 control.queue(to, None, &octets);
+                state.node.reuse_buffer(octets);
             }
             control.flush();
         }

@@ -5,6 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::core::{Core, State};
+use super::mapping_gauges;
 use crate::metrics::{
     AttachType, BgpMessage, BgpState, Direction, DropReason, FamilyLabel, FibKind, FibOp,
     HandoverResult, Metrics, Mode, NotificationCode, Phase, Protocol, Rib, Role, RouteOrigin,
@@ -37,12 +38,15 @@ const EVERY: Duration = Duration::from_secs(1);
 
 /// Copies for ever. That it does is the sign of life of the routing thread.
 pub async fn run(core: Rc<Core>) {
+    let mut tables = mapping_gauges::Tables::default();
     loop {
         let due = tokio::time::Instant::now() + EVERY;
         tokio::time::sleep_until(due).await;
         core.metrics.event_loop_lag.observe(due.elapsed().as_secs_f64());
         core.metrics.health.beat();
-        copy(&core.state.borrow(), &core.metrics, core.now());
+        let mut state = core.state.borrow_mut();
+        copy(&state, &core.metrics, core.now());
+        mapping_gauges::copy(&mut state, &mut tables, &core.metrics);
     }
 }
 
@@ -64,11 +68,11 @@ pub fn observe_handover(metrics: &Metrics, phase: HandoverPhase, mode: node::Mod
 }
 
 /// Brings a counter to a value that only grows.
-fn raise(counter: &prometheus::IntCounter, to: u64) {
+pub fn raise(counter: &prometheus::IntCounter, to: u64) {
     counter.inc_by(to.saturating_sub(counter.get()));
 }
 
-fn count(value: usize) -> i64 {
+pub fn count(value: usize) -> i64 {
     i64::try_from(value).unwrap_or(i64::MAX)
 }
 

@@ -16,6 +16,7 @@ pub mod gauges;
 pub mod links;
 pub mod lisp;
 pub mod mapping;
+mod mapping_gauges;
 mod mapping_views;
 pub mod monitor;
 pub mod packet;

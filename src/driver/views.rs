@@ -5,16 +5,20 @@ use std::net::IpAddr;
 use super::core::{Clock, State};
 use super::store::Store;
 use crate::api::views::{
-    AttachmentView, AttributeView, BgpStatusView, ContextPrefixView, ContextView, FibRouteView,
-    KernelStatusView, MobilityStatusView, NeighborFamilyView, NeighborView, PeerView,
-    RouteDetailView, RouteView, SessionView, StatusView, StepView, TraceView, TransferView,
+    AttachmentView, AttributeView, BgpStatusView, ContextPrefixView, ContextView, EncapStatusView,
+    FibRouteView, KernelStatusView, LispStatusView, MobilityStatusView, NeighborFamilyView,
+    NeighborView, PeerView, RouteDetailView, RouteView, SessionView, StatusView, StepView,
+    TraceView, TransferView,
 };
 use crate::api::{ApiError, ErrorCode};
 use crate::dataplane::Kind;
 use crate::iec::StageView;
+use crate::node::lisp::Lisp;
 use crate::node::timeline::{Event, Phase};
 use crate::proto::bgp::rib::{self, PeerId};
 use crate::proto::bgp::session::SessionState;
+use crate::proto::lisp::server::MapServer;
+use crate::proto::lisp::xtr::Itr;
 use crate::types::seam::Context;
 use crate::types::{AnchorId, Binding, Family, Instant, MnId, Prefix};
 use crate::wire::bgp::{AsSegment, Attributes, Origin};
@@ -61,8 +65,32 @@ pub fn status(state: &State, now: Instant) -> StatusView {
             handovers: node.counters.handovers_completed,
             handovers_failed: node.counters.delivery_errors,
         }),
+        lisp: state.node.lisp.as_ref().map(|lisp| lisp_status(state, lisp)),
         kernel: kernel(state),
         peers: peers(state),
+    }
+}
+
+fn lisp_status(state: &State, lisp: &Lisp) -> LispStatusView {
+    let server = lisp.server.as_ref().map(MapServer::sizes);
+    let (etr, itr) = (lisp.xtr.etr.as_ref(), lisp.xtr.itr.as_ref());
+    let roles = [("map-server", server.is_some()), ("etr", etr.is_some()), ("itr", itr.is_some())];
+    let registered = || etr.map_or(0, |etr| etr.registrar.len());
+    let subscribed = || itr.map_or(0, |itr| itr.subscriptions(None).count());
+    LispStatusView {
+        roles: roles.into_iter().filter(|r| r.1).map(|r| r.0.to_owned()).collect(),
+        registrations: server.map_or_else(registered, |s| s.eids) as u64,
+        map_cache: itr.map_or(0, Itr::map_cache_len) as u64,
+        subscriptions: server.map_or_else(subscribed, |s| s.subscriptions) as u64,
+        data_plane: state.encap.as_ref().map(|plane| {
+            let summary = plane.summary();
+            EncapStatusView {
+                name: plane.caps().name.to_owned(),
+                entries: summary.entries as u64,
+                pending: summary.pending as u64,
+                failed: summary.failed as u64,
+            }
+        }),
     }
 }
 

@@ -22,7 +22,7 @@ pub const FAST_BUCKETS: &[f64] = &[
 const STAY_BUCKETS: &[f64] = &[1.0, 5.0, 15.0, 60.0, 300.0, 900.0, 3600.0, 14_400.0, 86_400.0];
 
 label!(Direction = "direction" { In = "in", Out = "out" });
-label!(Protocol = "protocol" { Bgp = "bgp", Cxtp = "cxtp" });
+label!(Protocol = "protocol" { Bgp = "bgp", Cxtp = "cxtp", Lisp = "lisp" });
 label!(FamilyLabel = "family" { Ipv4 = "ipv4", Ipv6 = "ipv6" });
 label!(
     /// The states of RFC 4271 §8.2.2, and configured down.

@@ -7,11 +7,13 @@
 mod catalogue;
 mod health;
 mod label;
+mod lisp;
 mod process;
 
 pub use catalogue::*;
 pub use health::{Health, Waiting};
 pub use label::{Label, Per};
+pub use lisp::*;
 
 use prometheus::{Encoder, Registry, TextEncoder};
 
@@ -26,6 +28,8 @@ pub struct Metrics {
     pub rib: RibMetrics,
     pub mobility: MobilityMetrics,
     pub ctx: CtxMetrics,
+    pub lisp: LispMetrics,
+    pub encap: EncapMetrics,
     pub api: ApiMetrics,
     pub store_errors: prometheus::IntCounter,
     pub drops: Per<DropReason, prometheus::IntCounter>,
@@ -53,6 +57,8 @@ impl Metrics {
             rib: RibMetrics::new(&make),
             mobility: MobilityMetrics::new(&make),
             ctx: CtxMetrics::new(&make, peers),
+            lisp: LispMetrics::new(&make),
+            encap: EncapMetrics::new(&make),
             api: ApiMetrics::new(&make),
             store_errors: make.counter(
                 "killick_store_write_errors_total",
@@ -61,7 +67,7 @@ impl Metrics {
             drops: make.counters("killick_drops_total", "Input that was thrown away, by reason"),
             signalling_bytes: make.counters2(
                 "killick_signalling_bytes_total",
-                "Octets of signalling, with framing but without TCP and TLS",
+                "Octets of signalling, with framing but without TCP, TLS and UDP",
             ),
             signalling_messages: make
                 .counters2("killick_signalling_messages_total", "Messages of signalling"),

@@ -22,6 +22,10 @@ fn every_series_is_there_from_the_start() {
         "killick_handover_duration_seconds_bucket{mode=\"reactive\",phase=\"total\",le=\"0.2\"} 0",
         "killick_ctx_transfers_total{mode=\"predictive\",result=\"ok\",role=\"import\"} 0",
         "killick_ctx_peer_up{peer=\"a2\"} 0",
+        "killick_lisp_server_refused_total{reason=\"authentication\"} 0",
+        "killick_lisp_map_cache_entries{state=\"pushed\"} 0",
+        "killick_encap_packets_total{direction=\"encapsulated\"} 0",
+        "killick_signalling_bytes_total{direction=\"in\",protocol=\"lisp\"} 0",
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
     }
@@ -52,6 +56,15 @@ fn handles_count_their_own_series() {
     ] {
         assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");
     }
+}
+
+/// Listings and metrics say the same.
+#[test]
+fn the_words_of_the_data_plane_are_its_own() {
+    for reason in crate::dataplane::encap::DropReason::ALL {
+        assert_eq!(EncapDrop::from(reason).as_str(), reason.as_str());
+    }
+    assert_eq!(EncapDrop::ALL.len(), crate::dataplane::encap::DropReason::ALL.len());
 }
 
 /// The rules of naming that a tool cannot be asked for when it is not installed.

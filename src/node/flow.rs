@@ -389,6 +389,9 @@ impl Node {
         let above = self.location.generation_of(&context.mn) > context.generation;
         let missing = context.prefixes.iter().any(|p| !here.contains(&p.prefix));
         if above && !missing {
+            for &prefix in &here {
+                self.iec.handle_confirmed(prefix, now);
+            }
             return self.confirm(&context.mn, now, out);
         }
         let mn = context.mn.clone();

@@ -2,6 +2,8 @@
 //! each data plane, and what may go wrong meanwhile.
 
 use std::fs;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 
 use super::lab::{Lab, wait_until};
 use super::stage::{LIMIT, Stage};
@@ -213,5 +215,93 @@ fn the_engineer_sees_where_traffic_goes_and_why() -> Result<()> {
             if has_all { Ok(Some(())) } else { Err(format!("{told:?}").into()) }
         })?;
     }
+    Ok(())
+}
+
+/// The exposition of a killick as Prometheus would read it.
+fn scrape(lab: &Lab, node: &str) -> Result<String> {
+    let mut stream = lab.namespace(node)?.inside(|| Ok(TcpStream::connect("127.0.0.1:9107")?))?;
+    stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text)?;
+    Ok(text)
+}
+
+/// Numbers that a move leaves behind: each role counts its own part of it, and nobody refuses.
+#[test]
+fn the_metrics_tell_of_a_move() -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    let stage = Stage::set(LISP)?;
+    stage.move_host("h1", "b")?;
+    stage.move_host("h2", "b")?;
+    for host in ["h1", "h2"] {
+        stage.itrs_lead(host, "b")?;
+        stage.host_is_reachable(host)?;
+    }
+    stage.registered_exactly(&[("h1", "b"), ("h2", "b")])?;
+    let positive = [
+        ("ms", "killick_lisp_map_registers_total{result=\"accepted\"}"),
+        ("ms", "killick_lisp_map_notifies_total"),
+        ("ms", "killick_lisp_map_requests_total{result=\"accepted\"}"),
+        ("ms", "killick_lisp_map_replies_total{direction=\"out\"}"),
+        ("ms", "killick_lisp_registrations{state=\"held\"}"),
+        ("ms", "killick_lisp_subscriptions{state=\"served\"}"),
+        ("ms", "killick_lisp_publications_total{result=\"sent\"}"),
+        ("ms", "killick_lisp_publications_total{result=\"acknowledged\"}"),
+        ("ms", "killick_signalling_bytes_total{direction=\"in\",protocol=\"lisp\"}"),
+        ("ms", "killick_signalling_messages_total{direction=\"out\",protocol=\"lisp\"}"),
+        ("b", "killick_lisp_map_registers_sent_total{kind=\"first\"}"),
+        ("b", "killick_lisp_registrations{state=\"confirmed\"}"),
+        ("b", "killick_encap_packets_total{direction=\"decapsulated\"}"),
+        ("b", "killick_encap_decap_prefixes"),
+        ("a", "killick_lisp_departed"),
+        ("a", "killick_lisp_smr_total{direction=\"out\"}"),
+        ("i1", "killick_lisp_subscriptions{state=\"subscribed\"}"),
+        ("i1", "killick_lisp_publications_received_total{result=\"new\"}"),
+        ("i1", "killick_lisp_map_cache_entries{state=\"pushed\"}"),
+        ("i1", "killick_lisp_rlocs{state=\"up\"}"),
+        ("i1", "killick_lisp_rloc_probe_rtt_seconds"),
+        ("i1", "killick_encap_plane{plane=\"tun\"}"),
+        ("i1", "killick_encap_entries"),
+        ("i1", "killick_encap_packets_total{direction=\"encapsulated\"}"),
+        ("i1", "killick_encap_bytes_total{direction=\"encapsulated\"}"),
+        ("i2", "killick_lisp_map_requests_sent_total{kind=\"lookup\"}"),
+        ("i2", "killick_lisp_map_cache_misses_total{result=\"asked\"}"),
+        ("i2", "killick_lisp_map_cache_entries{state=\"asked\"}"),
+        ("i2", "killick_lisp_smr_total{direction=\"in\"}"),
+        ("i2", "killick_encap_packets_total{direction=\"encapsulated\"}"),
+    ];
+    wait_until("the metrics tell of it", LIMIT, || {
+        let mut missing = Vec::new();
+        for (node, series) in positive {
+            let text = scrape(&stage.lab, node)?;
+            let line = text.lines().find_map(|l| l.strip_prefix(series)?.strip_prefix(' '));
+            let value: f64 = line.ok_or_else(|| format!("{node} has no {series}"))?.parse()?;
+            if value <= 0.0 {
+                missing.push(format!("{node}: {series} {value}"));
+            }
+        }
+        if missing.is_empty() { Ok(Some(())) } else { Err(missing.join("; ").into()) }
+    })?;
+    for node in ["ms", "a", "b", "c", "i1", "i2"] {
+        let text = scrape(&stage.lab, node)?;
+        for bad in [
+            "killick_lisp_messages_dropped_total{reason=\"malformed\"}",
+            "killick_lisp_server_refused_total{reason=\"authentication\"}",
+            "killick_lisp_publications_total{result=\"given_up\"}",
+            "killick_encap_unsettled{state=\"failed\"}",
+            "killick_encap_read_errors_total",
+        ] {
+            assert!(text.lines().any(|l| l == format!("{bad} 0")), "{node}: {bad} is not 0");
+        }
+    }
+    // The same in a few lines.
+    let status = stage.lab.killick_json("ms", "status")?;
+    assert_eq!(status["lisp"]["roles"], serde_json::json!(["map-server"]), "{status}");
+    assert!(status["lisp"]["registrations"].as_u64() > Some(0), "{status}");
+    let status = stage.lab.killick_json("i1", "status")?;
+    assert_eq!(status["lisp"]["data-plane"]["name"], "tun", "{status}");
     Ok(())
 }

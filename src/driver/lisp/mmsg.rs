@@ -230,6 +230,7 @@ impl Receiver {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
     pub sent: u64,
+    pub octets: u64,
     /// What the kernel did not take: no route, no buffer space, too big.
     pub refused: u64,
 }
@@ -305,6 +306,7 @@ impl Sender {
             match usize::try_from(count) {
                 Ok(count) => {
                     sent.sent += count as u64;
+                    sent.octets += rest[..count].iter().map(|m| u64::from(m.msg_len)).sum::<u64>();
                     next += count;
                 }
                 Err(_) => match io::Error::last_os_error().kind() {

@@ -35,9 +35,11 @@ const BATCHES_MAX: usize = 4;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ControlCounters {
     pub received: u64,
+    pub received_octets: u64,
     /// Longer than [`MESSAGE_BYTES_MAX`].
     pub too_long: u64,
     pub sent: u64,
+    pub sent_octets: u64,
     /// Not taken by the kernel, or no socket of that family.
     pub send_refused: u64,
     /// Receiving failed otherwise than by an empty buffer.
@@ -162,6 +164,7 @@ impl Control {
                 match self.incoming.get(datagram) {
                     Some(incoming) => {
                         self.outbox.counters.received += 1;
+                        self.outbox.counters.received_octets += incoming.octets.len() as u64;
                         let local = incoming.local.unwrap_or(bound);
                         handle(&mut self.outbox, incoming.from, local, incoming.octets);
                     }
@@ -253,6 +256,7 @@ impl Outbox {
         });
         let sent = self.sender.send(fd.get_ref().as_raw_fd(), datagrams);
         self.counters.sent += sent.sent;
+        self.counters.sent_octets += sent.octets;
         self.counters.send_refused += sent.refused;
         queue.octets.clear();
         queue.messages.clear();
@@ -372,7 +376,9 @@ mod tests {
                 assert_eq!(asker.recv(&mut buffer).unwrap(), 100);
                 assert_eq!(buffer[..100], [n; 100]);
             }
-            assert_eq!((control.counters().received, control.counters().sent), (150, 150));
+            let counters = control.counters();
+            assert_eq!((counters.received, counters.sent), (150, 150));
+            assert_eq!((counters.received_octets, counters.sent_octets), (15_000, 15_000));
 
             control.queue("[::1]:9".parse().unwrap(), None, b"no socket of that family");
             control.queue(to, None, &vec![0; MESSAGE_BYTES_MAX + 1]);

@@ -42,6 +42,10 @@ use crate::wire::lisp::Message;
 /// Nodes that have left and are sent on, at most; one more is left to the map-caches of others.
 const DEPARTED_MAX: usize = 100_000;
 
+/// Buffers of messages that wait to be used again, at most, and the room that each may keep.
+const BUFFERS_MAX: usize = 1024;
+const BUFFER_LEN: usize = 256;
+
 /// A binding that the store had and that nobody has registered again for this long is over: three
 /// refreshes of its ETR (RFC 9301 §8.2).
 const ADOPTED_KEEP: Duration = Duration::from_secs(200);
@@ -77,6 +81,11 @@ pub struct Lisp {
     adopted_until: Instant,
     /// What the data plane was told to take from tunnels, besides the home pools.
     allowed: BTreeSet<Prefix>,
+    /// Empty; what the Map-Server says is collected here, because a list of its large outputs
+    /// would be the largest allocation of a message.
+    said: Vec<server::Output>,
+    /// Empty buffers of messages that have left.
+    buffers: Vec<Vec<u8>>,
     pub counters: LispCounters,
 }
 
@@ -113,6 +122,8 @@ impl Lisp {
             adopted: BTreeSet::new(),
             adopted_until: now + ADOPTED_KEEP,
             allowed: BTreeSet::new(),
+            said: Vec::new(),
+            buffers: Vec::new(),
             counters: LispCounters::default(),
         }
     }
@@ -227,7 +238,7 @@ impl Node {
         if for_server {
             let bound = Bound { location: &self.location, iid: lisp.config.iid };
             let server = lisp.server.as_mut().expect("looked at above");
-            let mut said = Vec::new();
+            let mut said = std::mem::take(&mut lisp.said);
             server.handle(now, from, octets, message, &bound, &mut said);
             self.carry_server(said, now, out);
         } else {
@@ -473,11 +484,17 @@ impl Node {
         }
     }
 
-    fn carry_server(&mut self, outputs: Vec<server::Output>, now: Instant, out: &mut Vec<Output>) {
-        for output in outputs {
+    /// Takes the list for the next ones back when it is empty.
+    fn carry_server(
+        &mut self,
+        mut outputs: Vec<server::Output>,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        for output in outputs.drain(..) {
             match output {
                 server::Output::Send { to, message, sign_with } => {
-                    let mut octets = Vec::with_capacity(256);
+                    let mut octets = self.buffer();
                     let signed = server::encode(&message, sign_with.as_ref(), &mut octets);
                     assert!(signed.is_ok(), "a message that is signed has room for its digest");
                     self.send_lisp(to, octets, out);
@@ -500,6 +517,27 @@ impl Node {
                     tracing::debug!(%from, %reason, "refused");
                 }
             }
+        }
+        if let Some(lisp) = &mut self.lisp
+            && lisp.said.capacity() < outputs.capacity()
+        {
+            lisp.said = outputs;
+        }
+    }
+
+    fn buffer(&mut self) -> Vec<u8> {
+        let used = self.lisp.as_mut().and_then(|lisp| lisp.buffers.pop());
+        used.unwrap_or_else(|| Vec::with_capacity(BUFFER_LEN))
+    }
+
+    /// A message has left: its buffer can be used for another one.
+    pub fn reuse_buffer(&mut self, mut octets: Vec<u8>) {
+        if let Some(lisp) = &mut self.lisp
+            && lisp.buffers.len() < BUFFERS_MAX
+            && octets.capacity() <= BUFFER_LEN
+        {
+            octets.clear();
+            lisp.buffers.push(octets);
         }
     }
 
@@ -573,7 +611,7 @@ impl Node {
         let Some(lisp) = &mut self.lisp else { return };
         let Some(server) = &mut lisp.server else { return };
         let mapping = self.location.find(prefix).map(mapping_of);
-        let mut said = Vec::new();
+        let mut said = std::mem::take(&mut lisp.said);
         server.publish(now, lisp.config.iid, prefix, mapping, &mut said);
         let published = said.iter().any(|o| matches!(o, server::Output::Send { .. }));
         if published {

@@ -193,7 +193,9 @@ fn what_somebody_takes_away_or_changes_comes_back() {
     assert_eq!((fake.groups.clone(), fake.entries.clone(), fake.decap.clone()), wanted);
     // The device is taken away, and everything with it.
     let fake = reconciler.plane_mut();
-    (fake.groups.clear(), fake.entries.clear(), fake.decap.clear());
+    fake.groups.clear();
+    fake.entries.clear();
+    fake.decap.clear();
     settle(&mut reconciler, at(61_000));
     let fake = reconciler.plane_mut();
     assert_eq!((fake.groups.clone(), fake.entries.clone(), fake.decap.clone()), wanted);
@@ -286,7 +288,7 @@ fn it_ends_with_what_was_asked() {
                     continue;
                 }
                 _ => {
-                    now = now + Duration::from_millis(random(500));
+                    now += Duration::from_millis(random(500));
                     for _ in 0..random(4) {
                         reconciler.handle_timeout(now, &mut Vec::new());
                     }
@@ -314,7 +316,7 @@ fn it_ends_with_what_was_asked() {
         reconciler.prune();
         reconciler.plane_mut().broken.clear();
         for _ in 0..3 {
-            now = now + Duration::from_secs(120);
+            now += Duration::from_secs(120);
             settle(&mut reconciler, now);
         }
         assert_eq!(reconciler.counters().no_group, 0, "seed {seed}");

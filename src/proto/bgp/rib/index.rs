@@ -5,6 +5,8 @@
 //! and the position is their *upper* bits, so that growing is one sequential pass over both tables,
 //! and a probe reads the slab only where the whole hash agrees.
 
+use super::pages;
+
 /// Slots in use per slots, at most 3/4: unsuccessful probes stay below ten slots.
 const LOAD_NUM: usize = 3;
 const LOAD_DEN: usize = 4;
@@ -98,6 +100,7 @@ impl Index {
         // Unreachable with u32 numbers: 2^31 slots at 3/4 hold more than any routes_max we accept.
         assert!(self.shift > 1, "the index has at most 2^31 slots");
         let mut slots: Box<[u64]> = vec![0; self.slots.len() * 2].into();
+        pages::prefer_large(&mut slots);
         self.shift -= 1;
         for &slot in &self.slots {
             if slot != 0 {

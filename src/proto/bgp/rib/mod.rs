@@ -10,6 +10,7 @@ mod attr_store;
 mod decision;
 mod index;
 mod key;
+mod pages;
 mod peers;
 mod receive;
 mod slab;

@@ -1,8 +1,20 @@
 //! Values with stable numbers, in chunks: growing never copies what is there, so neither the time
-//! of an insert nor the peak of memory has a step.
+//! of an insert nor the peak of memory has a step. Each chunk has room for twice as many as the one
+//! before, so that those of a large table are large enough for large pages; room that is not yet
+//! used takes addresses, not memory.
 
-const CHUNK_BITS: u32 = 12;
-const CHUNK: usize = 1 << CHUNK_BITS;
+use super::pages;
+
+const FIRST_BITS: u32 = 12;
+const FIRST: usize = 1 << FIRST_BITS;
+
+/// Chunk, and position in it.
+#[inline(always)]
+const fn place(number: u32) -> (usize, usize) {
+    let n = number as usize + FIRST;
+    let bits = n.ilog2();
+    ((bits - FIRST_BITS) as usize, n - (1 << bits))
+}
 
 #[derive(Debug)]
 pub(super) struct Slab<T> {
@@ -32,10 +44,13 @@ impl<T> Slab<T> {
             return number;
         }
         let number = self.len;
-        if number as usize & (CHUNK - 1) == 0 {
-            self.chunks.push(Vec::with_capacity(CHUNK));
+        let (chunk, at) = place(number);
+        if at == 0 {
+            let mut values = Vec::with_capacity(FIRST << chunk);
+            pages::prefer_large(values.spare_capacity_mut());
+            self.chunks.push(values);
         }
-        self.chunks[(number >> CHUNK_BITS) as usize].push(value);
+        self.chunks[chunk].push(value);
         self.len += 1;
         number
     }
@@ -52,14 +67,16 @@ impl<T> std::ops::Index<u32> for Slab<T> {
 
     #[inline(always)]
     fn index(&self, number: u32) -> &T {
-        &self.chunks[(number >> CHUNK_BITS) as usize][number as usize & (CHUNK - 1)]
+        let (chunk, at) = place(number);
+        &self.chunks[chunk][at]
     }
 }
 
 impl<T> std::ops::IndexMut<u32> for Slab<T> {
     #[inline(always)]
     fn index_mut(&mut self, number: u32) -> &mut T {
-        &mut self.chunks[(number >> CHUNK_BITS) as usize][number as usize & (CHUNK - 1)]
+        let (chunk, at) = place(number);
+        &mut self.chunks[chunk][at]
     }
 }
 
@@ -123,5 +140,30 @@ mod tests {
         slab.free(17);
         assert_eq!(slab.insert(5), 17);
         assert_eq!((slab.end(), slab.used()), (10_000, 10_000));
+    }
+
+    /// Also in chunks that are large enough for large pages.
+    #[test]
+    fn values_stay_where_they_are() {
+        let mut slab = Slab::new();
+        for v in 0..600_000u64 {
+            assert_eq!(u64::from(slab.insert(v)), v);
+        }
+        let first = &raw const slab[0];
+        for v in 600_000..1_200_000u64 {
+            slab.insert(v);
+        }
+        assert_eq!(&raw const slab[0], first);
+        assert!((0..1_200_000).all(|n| slab[n] == u64::from(n)));
+    }
+
+    #[test]
+    fn chunks_follow_each_other_without_a_gap() {
+        assert_eq!(place(0), (0, 0));
+        assert_eq!(place(4_095), (0, 4_095));
+        assert_eq!(place(4_096), (1, 0));
+        assert_eq!(place(12_287), (1, 8_191));
+        assert_eq!(place(12_288), (2, 0));
+        assert_eq!(place(u32::MAX), (20, 4_095));
     }
 }

@@ -306,11 +306,15 @@ pub enum Refusal {
 #[derive(Clone, Debug, Default)]
 pub struct Counters {
     pub registers: u64,
+    /// Whole messages; records are in `refused` only.
+    pub registers_refused: u64,
     pub refreshes: u64,
     /// Withdrawals by xTRs that had nothing to withdraw; acknowledged, without effect.
     pub withdrawn_not_held: u64,
     pub notifies: u64,
     pub requests: u64,
+    /// Whole messages, as `registers_refused`.
+    pub requests_refused: u64,
     pub replies: u64,
     pub negative_replies: u64,
     pub forwarded: u64,
@@ -425,6 +429,8 @@ impl MapServer {
         mappings: &impl Mappings,
         out: &mut Vec<Output>,
     ) {
+        let is_register = matches!(message, Message::MapRegister(_));
+        let requests = self.counters.requests;
         let done = match message {
             Message::MapRegister(register) => {
                 self.handle_register(now, from, raw, register, mappings, out)
@@ -446,6 +452,10 @@ impl MapServer {
             Message::MapReply(_) | Message::MapNotify(_) => Err(Refusal::NotForUs),
         };
         if let Err(reason) = done {
+            // One inside of an ECM too.
+            let is_request = self.counters.requests > requests;
+            self.counters.registers_refused += u64::from(is_register);
+            self.counters.requests_refused += u64::from(is_request);
             self.refuse(from, reason, out);
         }
     }

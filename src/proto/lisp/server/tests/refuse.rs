@@ -70,7 +70,10 @@ fn registers_that_are_forged_are_refused() {
         }
         assert_eq!(lab.server.sizes(), before);
     }
-    assert!(lab.server.counters().refused[&Refusal::Authentication] > u64::from(MANY) / 2);
+    let counters = lab.server.counters();
+    assert!(counters.refused[&Refusal::Authentication] > u64::from(MANY) / 2);
+    let refused: u64 = counters.refused.values().sum();
+    assert_eq!((counters.registers_refused, counters.requests_refused), (refused, 0));
 }
 
 /// RFC 9301 §5.6: the last nonce is kept per xTR and key, over restarts.
