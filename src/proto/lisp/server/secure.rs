@@ -5,6 +5,9 @@
 //! Vouched for is the prefix that the reply is about; to an ETR, the registered prefix without what
 //! others have registered inside it. §6.7.1 names the registered one as it is, by which the ETR of
 //! an aggregate could claim the hosts that have moved out of it.
+//!
+//! Keys of subscriptions are configured ones. None is derived from a one-time key (RFC 9437 §7.1
+//! would allow it), so that a repeated one gives nobody a subscription.
 
 use std::net::{IpAddr, SocketAddr};
 
