@@ -104,7 +104,7 @@ pub struct State {
     said: Vec<speaker::Output>,
     signals: Vec<(AnchorId, Signal)>,
     /// Control messages of this turn.
-    messages: Vec<(std::net::SocketAddr, Vec<u8>)>,
+    messages: Vec<(std::net::SocketAddr, Option<std::net::IpAddr>, Vec<u8>)>,
     encap_changes: Vec<EncapChange>,
     sensors: BTreeSet<crate::types::seam::IfIndex>,
 }
@@ -227,8 +227,8 @@ impl Core {
             state.links.send(to, signal, now);
         }
         if let Some(control) = &mut state.control {
-            for (to, octets) in state.messages.drain(..) {
-                control.queue(to, None, &octets);
+            for (to, from, octets) in state.messages.drain(..) {
+                control.queue(to, from, &octets);
                 state.node.reuse_buffer(octets);
             }
             control.flush();
@@ -251,7 +251,7 @@ impl Core {
                 state.said.push(output);
             }
             Output::Signal { to, signal } => state.signals.push((to, signal)),
-            Output::Lisp { to, octets } => state.messages.push((to, octets)),
+            Output::Lisp { to, from, octets } => state.messages.push((to, from, octets)),
             Output::Encap(change) => state.encap_changes.push(change),
             Output::Note(note) => {
                 if let Some(store) = &mut state.store {

@@ -45,6 +45,9 @@ const RENEW_EVERY: Duration = Duration::from_secs(300);
 /// Mappings that an ingress router keeps; the least recently used goes first.
 const MAP_CACHE_MAX: usize = 1_000_000;
 
+/// An ETR registers again within a minute (RFC 9301 §8.2), and a little more.
+const WARM_UP: Duration = Duration::from_secs(65);
+
 /// How long a subscription of an EID that is not registered lives (RFC 9437 §5).
 const TEMPORARY_SUBSCRIPTION: Duration = Duration::from_secs(15 * 60);
 
@@ -237,6 +240,7 @@ fn server_config(
         limits: ServerLimits::default(),
         seed,
         first_nonce,
+        warm_up: WARM_UP,
     })
 }
 

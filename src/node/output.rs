@@ -69,6 +69,8 @@ pub enum Output {
     /// A control message of the mapping service, from the control port.
     Lisp {
         to: std::net::SocketAddr,
+        /// `None`: the kernel's choice.
+        from: Option<std::net::IpAddr>,
         octets: Vec<u8>,
     },
     /// A desired change of the encapsulating data plane.

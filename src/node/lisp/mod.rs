@@ -79,6 +79,8 @@ pub struct Lisp {
     /// Bindings of sites that the store had, until somebody registers them again.
     adopted: BTreeSet<Prefix>,
     adopted_until: Instant,
+    /// Who is being answered, and which of our addresses was asked.
+    asked: Option<(IpAddr, IpAddr)>,
     /// What the data plane was told to take from tunnels, besides the home pools.
     allowed: BTreeSet<Prefix>,
     /// Empty; what the Map-Server says is collected here, because a list of its large outputs
@@ -121,6 +123,7 @@ impl Lisp {
             farewells: VecDeque::new(),
             adopted: BTreeSet::new(),
             adopted_until: now + ADOPTED_KEEP,
+            asked: None,
             allowed: BTreeSet::new(),
             said: Vec::new(),
             buffers: Vec::new(),
@@ -202,9 +205,9 @@ impl Node {
             changes.extend(home_pools.iter().map(|&prefix| EncapChange::AllowDecap { prefix }));
             if let Some(etr) = &mut lisp.xtr.etr {
                 for prefix in home_pools {
-                    // An aggregate does not move: its version is that of a first binding.
-                    let version = MapVersion::of_generation(Generation(1));
-                    etr.registrar.set(iid, prefix, rlocs.clone(), version);
+                    // An aggregate has no generation: when another home is configured, its word is
+                    // the latest, and counts.
+                    etr.registrar.set(iid, prefix, rlocs.clone(), MapVersion::NULL);
                 }
             }
         }
@@ -223,6 +226,7 @@ impl Node {
     ) {
         let Some(lisp) = &mut self.lisp else { return };
         lisp.counters.received += 1;
+        lisp.asked = Some((from.ip(), local));
         let Ok(message) = Message::decode(octets) else {
             lisp.counters.malformed += 1;
             return;
@@ -245,6 +249,9 @@ impl Node {
             let mut said = Vec::new();
             lisp.xtr.handle_message(from, local, &message, octets, now, &mut said);
             self.carry_xtr(said, now, out);
+        }
+        if let Some(lisp) = &mut self.lisp {
+            lisp.asked = None;
         }
     }
 
@@ -542,10 +549,11 @@ impl Node {
     }
 
     fn send_lisp(&mut self, to: SocketAddr, octets: Vec<u8>, out: &mut Vec<Output>) {
-        if let Some(lisp) = &mut self.lisp {
-            lisp.counters.sent += 1;
-        }
-        out.push(Output::Lisp { to, octets });
+        let Some(lisp) = &mut self.lisp else { return };
+        lisp.counters.sent += 1;
+        // An answer leaves from the address that was asked.
+        let from = lisp.asked.filter(|(by, _)| *by == to.ip()).map(|(_, at)| at);
+        out.push(Output::Lisp { to, from, octets });
     }
 
     // ---- at the Map-Server ----------------------------------------------------------------

@@ -82,6 +82,9 @@ pub struct ServerConfig {
     pub seed: u64,
     /// Where the nonces of our own Map-Notify messages to old xTRs begin when the store has none.
     pub first_nonce: u64,
+    /// After the start, how long an EID of a site or pool that is not registered is not answered
+    /// "no": its ETR may only not have registered again yet.
+    pub warm_up: Duration,
 }
 
 #[derive(Clone, Debug)]
@@ -288,6 +291,8 @@ pub enum Refusal {
     SubscriberNotAllowed,
     #[error("too many subscriptions or publications of the xTR")]
     SubscriptionLimit,
+    #[error("it may only not be registered again yet, so soon after the start")]
+    WarmingUp,
     #[error("a question without LISP-SEC, which is required")]
     NotSecured,
     #[error("a one-time key that is not encrypted, or in no known way")]
@@ -343,6 +348,7 @@ pub struct MapServer {
     per_eid: Option<Buckets>,
     forward: rate::Bucket,
     notify_nonces: NotifyNonces,
+    warm_until: Instant,
     counters: Counters,
 }
 
@@ -414,6 +420,7 @@ impl MapServer {
             per_eid: buckets(limits.requests_per_eid),
             forward: rate::Bucket::full(limits.forwarded),
             notify_nonces: NotifyNonces { last: nonce, stored_until: nonce },
+            warm_until: now + config.warm_up,
             counters: Counters::default(),
             config,
         }

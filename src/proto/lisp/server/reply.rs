@@ -86,6 +86,21 @@ impl MapServer {
             records = &records[..RECORDS_MAX];
             self.refuse(from, Refusal::Records, out);
         }
+        let mut expected: Vec<RequestRecord> = Vec::new();
+        if now < self.warm_until {
+            let (missing, known): (Vec<_>, Vec<_>) =
+                records.iter().cloned().partition(|r| self.is_missing(r, mappings));
+            if !missing.is_empty() {
+                self.refuse(from, Refusal::WarmingUp, out);
+                expected = known;
+                if expected.is_empty() {
+                    return Ok(());
+                }
+            }
+        }
+        if !expected.is_empty() {
+            records = &expected;
+        }
         // A subscription is answered by a Map-Notify, and what is refused by a Map-Reply.
         let mut replies = Vec::with_capacity(records.len());
         let mut asked = std::borrow::Cow::Borrowed(records);
@@ -159,6 +174,14 @@ impl MapServer {
             });
         }
         Ok(())
+    }
+
+    /// Not registered, though a site or a pool should have it.
+    fn is_missing(&self, record: &RequestRecord, mappings: &impl Mappings) -> bool {
+        eid_key(&record.eid).is_some_and(|key| {
+            matches!(self.find_match(key, mappings), Match::Nothing)
+                && self.find_configured(key).is_some()
+        })
     }
 
     /// The longest match of the table and of the location database. Of the same prefix the

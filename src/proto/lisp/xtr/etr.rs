@@ -16,9 +16,11 @@ use crate::wire::lisp::{
     CONTROL_PORT, EcmSecurity, EidRecord, MapReply, MapRequest, Message, RequestRecord, RlocAddress,
 };
 
-/// "No more than one packet every 3 seconds" for one destination (§6.1).
+/// "No more than one packet every 3 seconds" for one destination (§6.1): here for one destination
+/// and EID. A node has several (IPv4 and IPv6), and the second would lose its packets for 3 s; how
+/// many leave in all is bounded by [`SOLICITED_MAX`].
 const SOLICIT_EVERY: Duration = Duration::from_secs(3);
-/// ITRs that are waited for at once. One more is not solicited, and counted; its next late packet
+/// ITRs and EIDs that are waited for at once. One more is not solicited, and counted; its next late packet
 /// tries again.
 const SOLICITED_MAX: usize = 4096;
 
@@ -75,7 +77,7 @@ pub struct Etr {
     nonces: Nonces,
     security: Vec<Security>,
     replies: Buckets,
-    solicited: Spacing<IpAddr>,
+    solicited: Spacing<(IpAddr, IpAddr)>,
     counts: EtrCounts,
 }
 
@@ -229,7 +231,7 @@ impl Etr {
             self.counts.solicit_bad_rloc += 1;
             return;
         }
-        if !self.solicited.take(rloc, now) {
+        if !self.solicited.take((rloc, destination), now) {
             self.counts.solicit_limited += 1;
             return;
         }

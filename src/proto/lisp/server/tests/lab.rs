@@ -212,6 +212,7 @@ pub fn config() -> ServerConfig {
         limits: ServerLimits::default(),
         seed: 1,
         first_nonce: 1 << 40,
+        warm_up: std::time::Duration::ZERO,
     }
 }
 

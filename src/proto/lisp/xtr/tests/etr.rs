@@ -131,7 +131,7 @@ fn replies_to_one_itr_are_limited() {
     assert!(ask(&mut etr, &other, true, at(9)).is_some());
 }
 
-/// RFC 9301 §6.1: to the ITR itself, once in three seconds.
+/// RFC 9301 §6.1: to the ITR itself, once in three seconds for each EID.
 #[test]
 fn late_packets_solicit_their_itr() {
     let mut etr = etr();
@@ -147,7 +147,8 @@ fn late_packets_solicit_their_itr() {
     let eid = |p: &str| Eid::Prefix { iid: IID, prefix: prefix(p) };
     assert_eq!(request.source_eid, eid("10.9.0.1/32"));
     assert_eq!(request.records[0].eid, eid("203.0.113.7/32"));
-    assert!(late("198.51.100.1", "10.9.0.2", at(12)).is_empty());
+    assert!(late("198.51.100.1", "10.9.0.1", at(12)).is_empty());
+    assert_eq!(late("198.51.100.1", "10.9.0.2", at(12)).len(), 1, "another EID does not wait");
     assert_eq!(late("198.51.100.2", "10.9.0.1", at(12)).len(), 1);
     assert_eq!(late("198.51.100.1", "10.9.0.1", at(13)).len(), 1);
     for bad in ["192.0.2.1", "0.0.0.0", "224.0.0.1"] {
