@@ -82,7 +82,7 @@ pub struct ServerConfig {
     pub seed: u64,
     /// Where the nonces of our own Map-Notify messages to old xTRs begin when the store has none.
     pub first_nonce: u64,
-    /// After the start, how long an EID of a site or pool that is not registered is not answered
+    /// After a restart, how long an EID of a site or pool that is not registered is not answered
     /// "no": its ETR may only not have registered again yet.
     pub warm_up: Duration,
 }
@@ -291,7 +291,7 @@ pub enum Refusal {
     SubscriberNotAllowed,
     #[error("too many subscriptions or publications of the xTR")]
     SubscriptionLimit,
-    #[error("it may only not be registered again yet, so soon after the start")]
+    #[error("it may only not be registered again yet, so soon after a restart")]
     WarmingUp,
     #[error("a question without LISP-SEC, which is required")]
     NotSecured,
@@ -420,7 +420,8 @@ impl MapServer {
             per_eid: buckets(limits.requests_per_eid),
             forward: rate::Bucket::full(limits.forwarded),
             notify_nonces: NotifyNonces { last: nonce, stored_until: nonce },
-            warm_until: now + config.warm_up,
+            // At a first start nobody has anything to lose.
+            warm_until: if stored.is_empty() { now } else { now + config.warm_up },
             counters: Counters::default(),
             config,
         }

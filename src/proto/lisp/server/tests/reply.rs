@@ -324,8 +324,8 @@ fn other_messages_are_refused() {
 /// stop traffic for its TTL, and replace what is known from before.
 #[test]
 fn so_soon_after_the_start_nothing_is_denied_that_a_site_should_have() {
-    let lab =
-        &mut Lab::with(ServerConfig { warm_up: std::time::Duration::from_secs(65), ..config() });
+    let lab = &mut lab_with(&["172.16.1.7/32"]);
+    lab.restart(ServerConfig { warm_up: std::time::Duration::from_secs(65), ..config() });
     let mut itr = Peer::itr(1);
     lab.request(&mut itr, &[(eid(ZERO, "172.16.1.7/32"), false)]);
     assert!(lab.replies().is_empty(), "of a site, and not registered yet: {:?}", lab.out);
