@@ -11,6 +11,7 @@
 mod bgp;
 mod claims;
 mod config;
+mod departure;
 mod flow;
 mod inputs;
 pub mod lisp;
