@@ -523,6 +523,9 @@ impl Engine {
         let Some(head) = octets.get(HEADROOM..).and_then(|packet| Head::of(packet).ok()) else {
             return self.common.count(TransientDrop::Malformed);
         };
+        if is_for_the_link(head.destination) {
+            return;
+        }
         let octets = &mut octets[..HEADROOM + head.len];
         if self.sources.keep(head.source, octets, now, &mut self.common) {
             return;
