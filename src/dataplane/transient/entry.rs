@@ -138,8 +138,10 @@ pub struct Entry {
     /// Packets in the queue and before it, and their octets.
     waiting: usize,
     waiting_octets: usize,
-    /// Questions among them.
+    /// Questions among them, or not even among them yet.
     markers: HashSet<Flow, FixedState>,
+    /// Questions that take their place in the order at a time.
+    asked: VecDeque<(Instant, Flow)>,
     /// When the engine looks at it.
     pub armed: Instant,
     /// The last packet from the device.
@@ -161,6 +163,7 @@ impl Entry {
             waiting: 0,
             waiting_octets: 0,
             markers: HashSet::default(),
+            asked: VecDeque::new(),
             armed: Instant::FAR_FUTURE,
             diverted_at: Instant::ZERO,
             listed: false,
@@ -186,8 +189,24 @@ impl Entry {
         }
     }
 
-    pub fn has_marker(&self, flow: Flow) -> bool {
-        self.markers.contains(&flow)
+    /// A question for a marker. One more than fit is asked for again, or goes on without.
+    pub fn ask(&mut self, flow: Flow, now: Instant, common: &mut Common) {
+        let limits = &common.config.limits;
+        if self.markers.len() < limits.flows_per_gate && self.markers.insert(flow) {
+            self.asked.push_back((now + limits.slack, flow));
+            common.asked += 1;
+        }
+    }
+
+    /// Questions whose time has come; of all, when nobody asks any more.
+    pub fn take_asked(&mut self, now: Option<Instant>, common: &mut Common) -> Vec<Flow> {
+        let due = self.asked.iter().take_while(|(at, _)| now.is_none_or(|now| *at <= now)).count();
+        common.asked -= due;
+        let flows: Vec<Flow> = self.asked.drain(..due).map(|(_, flow)| flow).collect();
+        for flow in &flows {
+            self.markers.remove(flow);
+        }
+        flows
     }
 
     pub fn wants_flush(&self) -> bool {
@@ -200,8 +219,9 @@ impl Entry {
 
     /// When something happens by itself.
     pub fn deadline(&self, limits: &TransientLimits) -> Instant {
+        let asked = self.asked.front().map_or(Instant::FAR_FUTURE, |(at, _)| *at);
         if self.closing.is_some() {
-            return Instant::FAR_FUTURE;
+            return asked;
         }
         let outlet = match &self.outlet {
             Outlet::Kernel => Instant::FAR_FUTURE,
@@ -214,7 +234,7 @@ impl Entry {
         let inbound = self.inbound.as_ref().map_or(Instant::FAR_FUTURE, |inbound| {
             inbound.waiting.first().map_or(inbound.until, |(at, _)| inbound.until.min(*at))
         });
-        outlet.min(inbound)
+        outlet.min(inbound).min(asked)
     }
 
     /// Something that came otherwise than by the inbound path. True when it has to wait.
