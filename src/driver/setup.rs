@@ -228,6 +228,7 @@ fn node_config(config: &Checked, seed: u64) -> NodeConfig {
         settle_unconfirmed: mobility.map_or(Duration::ZERO, |m| m.settle_unconfirmed),
         prepare_max: mobility.map_or(Duration::ZERO, |m| m.prepare_max),
         recover_max: if config.bgp.is_some() { RECOVER_MAX } else { Duration::ZERO },
+        transient: None,
         seed,
     }
 }
@@ -372,7 +373,7 @@ fn make_links(config: &Checked, seed: u64) -> Links {
     let role = if is_controller { cxtp::Role::Controller } else { cxtp::Role::Anchor };
     let mut links = Links::default();
     for peer in linked(config) {
-        links.add(own, role, peer.anchor_id, &peer.name, seed);
+        links.add(cxtp::PeerConfig::new(own, role, peer.anchor_id), &peer.name, seed);
     }
     links
 }

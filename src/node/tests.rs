@@ -45,6 +45,7 @@ fn node(scope: Scope) -> Node {
         settle_unconfirmed: Duration::from_secs(1),
         prepare_max: Duration::from_secs(1),
         recover_max: Duration::ZERO,
+        transient: None,
         seed: 1,
     };
     let anchor = anchor::Config { pools: vec![anchor::Pool::of_hosts(pool)], ..Default::default() };
@@ -114,6 +115,7 @@ fn a_controller_binds_a_context_to_the_anchor_that_it_names() {
         anchor: OTHER,
         prefixes: vec![ContextPrefix { prefix: prefix(), home: None, lifetime_s: None }],
         attributes: vec![(9, vec![1, 2])],
+        path: None,
     };
     node.put_context(&context, now, &mut out).unwrap();
     let bound = node.location.find(prefix()).unwrap();
