@@ -16,5 +16,6 @@ pub use checked::*;
 pub use fault::{Fault, Faults, Place, Severity};
 pub use file::{
     Encapsulation, File, IngressPolicy, LispAlgorithm, LogFormat, MaxPrefixAction, Mode, Role,
+    WhenFull,
 };
 pub use period::Period;
