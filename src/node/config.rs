@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::transient::TransientConfig;
+use crate::auth::PathSecret;
 use crate::iec::Scope;
 use crate::location::Pool;
 use crate::types::{AnchorId, Locator, Prefix};
@@ -42,6 +42,6 @@ pub struct NodeConfig {
     /// had.
     pub recover_max: Duration,
     /// `None`: relocation is by routes alone, and packets wait nowhere.
-    pub transient: Option<TransientConfig>,
+    pub transient: Option<PathSecret>,
     pub seed: u64,
 }

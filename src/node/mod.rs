@@ -27,7 +27,7 @@ pub use flow::Node;
 pub use inputs::Greeting;
 pub use output::{Counters, HandoverPhase, Mode, Observation, Output, Record};
 pub use requests::{RequestError, SessionState};
-pub use transient::{Paths, TransientConfig};
+pub use transient::Paths;
 
 #[cfg(test)]
 mod tests;

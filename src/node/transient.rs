@@ -17,18 +17,9 @@ use std::collections::BTreeMap;
 use super::flow::Node;
 use super::output::Output;
 use super::timeline::Phase;
-use crate::auth::PathSecret;
 use crate::types::seam::Context;
 use crate::types::transient::{PathEnd, PathEnding, PathKey, TransientChange, TransientEvent};
 use crate::types::{AnchorId, Instant, MnId, Prefix};
-
-/// Packets can wait here.
-#[derive(Clone, Debug)]
-pub struct TransientConfig {
-    /// Where we take those of the others' paths.
-    pub own: PathEnd,
-    pub secret: PathSecret,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Role {
@@ -78,11 +69,11 @@ impl Node {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        let Some(config) = &self.config.transient else { return };
+        let Some(secret) = &self.config.transient else { return };
         if context.anchor != self.config.own || !self.paths.ends.contains_key(&to) {
             return;
         }
-        let key = config.secret.key(&context.mn, context.generation, to);
+        let key = secret.key(&context.mn, context.generation, to);
         for prefix in context.prefixes.iter().map(|p| p.prefix) {
             if self.egress.find(prefix).is_none() {
                 continue;
