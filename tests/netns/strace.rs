@@ -131,8 +131,8 @@ impl Strace {
             Ok(self.strace.try_wait()?.map(drop))
         });
         if gone.is_err() {
-            // On a busy machine it may wait forever for a thread that ended while it let go. The
-            // log has each line when it is complete, and the kernel lets go of all at its death.
+            // It waits for ever for threads of a process that it has just killed. The log has each
+            // line when it is complete, and the kernel lets go of what lives at its death.
             self.strace.kill()?;
             self.strace.wait()?;
         }
