@@ -16,6 +16,7 @@ mod signals;
 mod tls;
 mod topology;
 mod traffic;
+mod trial;
 
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
@@ -103,11 +104,12 @@ fn main() -> ExitCode {
         Command::Demo { lab } => demo::run(&lab),
         Command::Roam { lab, moves } => roam::run(&lab, moves.max(1)),
         Command::Lossless { lab, moves, pace_us, predictive, without, watch_ms } => {
-            lossless::run(&lossless::Trial {
+            lossless::run(&trial::Trial {
                 lab,
                 moves: moves.max(1),
                 pace: Duration::from_micros(pace_us.max(20)),
                 watch: Duration::from_millis(watch_ms),
+                control: 10,
                 predictive,
                 transient: Some(!without),
                 tcp: true,
