@@ -26,6 +26,7 @@ pub mod store;
 pub mod stream;
 pub mod tcp;
 pub mod tls;
+pub mod transient;
 mod views;
 
 use std::rc::Rc;
