@@ -20,6 +20,7 @@ mod mapping_gauges;
 mod mapping_views;
 pub mod monitor;
 pub mod packet;
+mod paths;
 pub mod requests;
 pub mod setup;
 pub mod store;
@@ -101,6 +102,7 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
         let subscribers = lisp.server.iter().flat_map(|s| &s.subscribers);
         state.subscribers = subscribers.map(|s| (s.xtr_id, s.name.clone())).collect();
     }
+    core.state.borrow_mut().transient = paths::open(config)?;
     if let Some(lisp) = parts.lisp {
         core.turn(|node, now, out| node.start_lisp(lisp, now, out));
     }
@@ -122,6 +124,7 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
     tokio::task::spawn_local(gauges::run(Rc::clone(&core)));
     tokio::task::spawn_local(mapping::run_control(Rc::clone(&core)));
     tokio::task::spawn_local(mapping::run_encap(Rc::clone(&core)));
+    tokio::task::spawn_local(paths::run(Rc::clone(&core)));
     if core.state.borrow().encap.is_some() {
         tokio::task::spawn_local(mapping::run_used(Rc::clone(&core)));
     }
