@@ -7,6 +7,7 @@
 //!                              \--- 10.0.2.1 [new] --- a0 ---/
 //! ```
 
+use std::collections::BTreeSet;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
@@ -15,10 +16,13 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant as Clock};
 
-use killick::dataplane::transient::{Config, TransientLimits, TransientTotals};
+use killick::dataplane::filter::{Filter, State, UplinkHold};
+use killick::dataplane::netlink::MARK;
+use killick::dataplane::transient::{Config, TransientDrop, TransientLimits, TransientTotals};
 use killick::driver::transient::{Settings, Transient};
 use killick::types::transient::{PathEnd, PathEnding, PathKey, TransientChange, TransientEvent};
 use killick::types::{Locator, Prefix};
+use killick::wire::transient::{Body, Datagram};
 
 const PORT: u16 = 4790;
 const HOST4: Ipv4Addr = Ipv4Addr::new(10, 9, 0, 7);
@@ -150,6 +154,22 @@ impl Lab {
             .expect("ip is there");
         child.stdin.take().unwrap().write_all(commands.as_bytes()).unwrap();
         assert!(child.wait().unwrap().success(), "{node}: {commands}");
+    }
+
+    fn show(&self, node: &str, what: &str) -> String {
+        let mut arguments = vec!["-n".to_owned(), self.namespace(node)];
+        arguments.extend(what.split(' ').map(str::to_owned));
+        let output = Command::new("ip").args(&arguments).output().expect("ip is there");
+        String::from_utf8_lossy(&output.stdout).into_owned()
+    }
+
+    /// Our rules, of both families.
+    fn rules(&self, node: &str) -> usize {
+        let of = |family: &str| {
+            let rules = self.show(node, &format!("{family} rule"));
+            rules.lines().filter(|line| line.starts_with("430")).count()
+        };
+        of("-4") + of("-6")
     }
 
     /// The host's routes at the anchor lead to its link.
@@ -332,7 +352,7 @@ impl Traffic {
         [0, 1].map(|family: usize| {
             let sent = self.sent[family].load(Ordering::Relaxed);
             let got = self.got[family].lock().unwrap();
-            let unique: std::collections::BTreeSet<u64> = got.iter().copied().collect();
+            let unique: BTreeSet<u64> = got.iter().copied().collect();
             let mut highest = None;
             let mut reordered = 0;
             for &number in got.iter() {
@@ -449,4 +469,223 @@ fn nothing_is_lost_doubled_or_reordered_over_thirty_moves() {
 fn packets_as_long_as_the_mtu_get_through_uncut() {
     // 1500 octets over IPv4, 1480 with IPv6's longer header left aside.
     relocate(6, Duration::from_millis(1), 1452);
+}
+
+/// Sends numbers from a node, and returns those that arrive elsewhere within a while.
+struct Numbers {
+    to: UdpSocket,
+    from: UdpSocket,
+    address: SocketAddr,
+}
+
+impl Numbers {
+    fn new(lab: &Lab, [from, to]: [(&str, IpAddr); 2]) -> Self {
+        let receiver = lab.inside(to.0, || UdpSocket::bind((to.1, 9100)).unwrap());
+        set(&receiver, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, 8 << 20);
+        receiver.set_read_timeout(Some(Duration::from_millis(200))).unwrap();
+        let sender = lab.inside(from.0, || UdpSocket::bind((from.1, 9101)).unwrap());
+        Self { to: receiver, from: sender, address: SocketAddr::new(to.1, 9100) }
+    }
+
+    fn send(&self, numbers: std::ops::Range<u32>) {
+        for number in numbers {
+            self.from.send_to(&number.to_be_bytes(), self.address).unwrap();
+        }
+    }
+
+    /// Until nothing comes for a while.
+    fn arrived(&self) -> Vec<u32> {
+        let mut buffer = [0; 100];
+        let mut numbers = Vec::new();
+        while let Ok(len) = self.to.recv(&mut buffer) {
+            numbers.push(u32::from_be_bytes(buffer[..len].try_into().expect("four octets")));
+        }
+        numbers
+    }
+}
+
+const SOURCE4: Ipv4Addr = Ipv4Addr::new(10, 0, 9, 1);
+
+/// To the host, at the old anchor.
+fn downlink(lab: &Lab) -> Numbers {
+    lab.cut(Anchor::Old, false);
+    Numbers::new(lab, [("source", SOURCE4.into()), ("host", HOST4.into())])
+}
+
+#[test]
+fn what_is_full_is_counted_and_the_rest_arrives_in_order() {
+    let Some(lab) = Lab::new() else { return };
+    let numbers = downlink(&lab);
+    let limits = TransientLimits { packets_per_prefix: 50, ..limits() };
+    let mut plane = lab.open(Anchor::Old, limits);
+    assert_eq!(lab.rules("old"), 0, "nothing is held");
+    let (prefix, key) = (Prefix::host(HOST4.into()), PathKey(1));
+    plane.apply(&TransientChange::Hold { prefix, key }).unwrap();
+    assert_eq!(lab.rules("old"), 6);
+    numbers.send(0..200);
+    until("all are here", || plane.totals().waiting + plane.totals().all_dropped() == 200);
+    assert_eq!(plane.totals().dropped(TransientDrop::PrefixFull), 150);
+    assert!(numbers.arrived().is_empty());
+    plane.apply(&TransientChange::Release { prefix }).unwrap();
+    assert_eq!(numbers.arrived(), (0..50).collect::<Vec<u32>>());
+    numbers.send(300..310);
+    assert_eq!(numbers.arrived(), (300..310).collect::<Vec<u32>>());
+    assert_eq!(lab.show("old", "route show table 110"), "");
+    // The rules stay a while, since nodes come and go in groups.
+    until("the rules are gone", || lab.rules("old") == 0);
+}
+
+#[test]
+fn a_hold_that_nobody_ends_ends_itself() {
+    let Some(lab) = Lab::new() else { return };
+    let numbers = downlink(&lab);
+    let limits = TransientLimits { hold: Duration::from_millis(300), ..limits() };
+    let mut plane = lab.open(Anchor::Old, limits);
+    apply(&mut plane, |prefix| TransientChange::Hold { prefix, key: PathKey(1) });
+    numbers.send(0..20);
+    ended(&mut plane, PathEnding::Silent);
+    assert_eq!(numbers.arrived(), (0..20).collect::<Vec<u32>>());
+}
+
+#[test]
+fn a_gate_takes_only_what_is_from_its_path() {
+    let Some(lab) = Lab::new() else { return };
+    let mut plane = lab.open(Anchor::Old, limits());
+    let numbers = downlink(&lab);
+    let (prefix, key) = (Prefix::host(HOST4.into()), PathKey(0x1234_5678));
+    plane.apply(&TransientChange::Gate { prefix, key, from: Anchor::New.end() }).unwrap();
+    let inner = |number: u32, to: Ipv4Addr| {
+        let mut octets = Vec::new();
+        let from = SocketAddr::from((SOURCE4, 9101));
+        let to = SocketAddr::from((to, 9100));
+        killick::wire::encap::ip::put_datagram(from, to, &number.to_be_bytes(), &mut octets);
+        octets
+    };
+    let send = |node: &str, key, number, to, sequence| {
+        let mut octets = Vec::new();
+        let packet = inner(number, to);
+        Datagram { key, sequence, hops: 0, body: Body::Data(&packet) }.encode(&mut octets);
+        let socket = lab.inside(node, || UdpSocket::bind("0.0.0.0:0").unwrap());
+        socket.send_to(&octets, (Ipv4Addr::new(10, 0, 1, 1), PORT)).unwrap();
+    };
+    send("new", PathKey(1), 1, HOST4, 0);
+    send("source", key, 2, HOST4, 0);
+    send("new", key, 3, SOURCE4, 0);
+    send("new", key, 4, HOST4, 0);
+    send("new", key, 5, HOST4, 0);
+    until("all are here", || plane.totals().all_dropped() == 4);
+    let totals = plane.totals();
+    for why in [
+        TransientDrop::UnknownKey,
+        TransientDrop::WrongSource,
+        TransientDrop::WrongPrefix,
+        TransientDrop::Duplicate,
+    ] {
+        assert_eq!(totals.dropped(why), 1, "{why:?}");
+    }
+    assert_eq!(numbers.arrived(), [4]);
+}
+
+/// Not a test by itself: the process that the next one kills.
+#[test]
+fn a_process_that_holds() {
+    let Ok(namespace) = std::env::var("KILLICK_HOLD_IN") else { return };
+    enter(&namespace);
+    let settings = Settings::new(Config::new(Anchor::Old.end()));
+    let mut plane = Transient::open(&settings).unwrap();
+    apply(&mut plane, |prefix| TransientChange::Hold { prefix, key: PathKey(1) });
+    println!("holding");
+    std::thread::sleep(Duration::from_secs(60));
+}
+
+#[test]
+fn a_killed_process_leaves_no_black_hole() {
+    use std::io::BufRead;
+    let Some(lab) = Lab::new() else { return };
+    let numbers = downlink(&lab);
+    let mut child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "netns_transient::a_process_that_holds", "--nocapture"])
+        .env("KILLICK_HOLD_IN", lab.namespace("old"))
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let lines = std::io::BufReader::new(child.stdout.take().unwrap()).lines();
+    assert!(lines.map_while(Result::ok).any(|line| line.contains("holding")), "it is ready");
+    numbers.send(0..10);
+    assert!(numbers.arrived().is_empty(), "they wait there");
+    child.kill().unwrap();
+    child.wait().unwrap();
+    numbers.send(10..20);
+    assert_eq!(numbers.arrived(), (10..20).collect::<Vec<u32>>());
+    assert_eq!(lab.rules("old"), 8, "rules without routes, and that of marked packets");
+    // Who comes after clears up, and goes on.
+    let mut plane = lab.open(Anchor::Old, limits());
+    assert_eq!(lab.rules("old"), 0);
+    let (prefix, key) = (Prefix::host(HOST4.into()), PathKey(1));
+    plane.apply(&TransientChange::Hold { prefix, key }).unwrap();
+    numbers.send(20..30);
+    assert!(numbers.arrived().is_empty());
+    plane.apply(&TransientChange::Release { prefix }).unwrap();
+    assert_eq!(numbers.arrived(), (20..30).collect::<Vec<u32>>());
+}
+
+#[test]
+fn a_source_is_held_until_it_is_delivered_here() {
+    let Some(lab) = Lab::new() else { return };
+    lab.cut(Anchor::Old, false);
+    lab.let_go(Anchor::Old);
+    // The host sends by its link to the old anchor.
+    lab.batch(
+        "host",
+        "route add default via 10.0.11.254\nroute add default via fd00:0:0:11::254\n",
+    );
+    let settings = Settings::new(Config { limits: limits(), ..Config::new(Anchor::Old.end()) });
+    let mut plane = lab.inside("old", || Transient::open(&settings)).unwrap();
+    let pools = ["10.9.0.0/24", "fd09::/64"].map(|pool| pool.parse().unwrap());
+    let mut filter = Filter::default();
+    filter.hold(Some(UplinkHold { mark: MARK, pools: BTreeSet::from(pools) }));
+    let access = BTreeSet::from(["a0".to_owned()]);
+    assert_eq!(lab.inside("old", || filter.load(access).clone()), State::Loaded);
+
+    let source6 = Ipv6Addr::new(0xfd00, 0, 0, 9, 0, 0, 0, 1);
+    let ways: [[IpAddr; 2]; 2] = [[HOST4.into(), SOURCE4.into()], [HOST6.into(), source6.into()]];
+    let ways = ways.map(|[from, to]| Numbers::new(&lab, [("host", from), ("source", to)]));
+    for numbers in &ways {
+        numbers.send(0..20);
+    }
+    // A source of no pool, and the anchor itself: as before.
+    lab.ip("host", "addr add 10.8.0.1/32 dev lo");
+    let stranger = lab.inside("host", || UdpSocket::bind("10.8.0.1:0").unwrap());
+    stranger.send_to(b"stranger", (SOURCE4, 9100)).unwrap();
+    let local = lab.inside("old", || UdpSocket::bind("10.0.1.1:9100").unwrap());
+    local.set_read_timeout(Some(Duration::from_millis(100))).unwrap();
+    ways[0].from.send_to(b"anchor", "10.0.1.1:9100").unwrap();
+    until("all wait", || plane.totals().sources == 2 && plane.totals().held == 40);
+    assert!(local.recv(&mut [0; 10]).is_err(), "nothing is delivered to the anchor itself");
+    assert!(ways.iter().all(|numbers| numbers.arrived().is_empty()));
+
+    lab.deliver(Anchor::Old);
+    apply(&mut plane, |prefix| TransientChange::Pass { prefix });
+    for numbers in &ways {
+        numbers.send(20..30);
+        assert_eq!(numbers.arrived(), (0..30).collect::<Vec<u32>>());
+    }
+    // The next one is refused, and one more is nobody's for a second.
+    lab.let_go(Anchor::Old);
+    std::thread::sleep(Duration::from_millis(600));
+    for numbers in &ways {
+        numbers.send(0..5);
+    }
+    until("all wait", || plane.totals().sources == 2);
+    plane.apply(&TransientChange::Refuse { prefix: Prefix::host(HOST4.into()) }).unwrap();
+    until("one is too old", || plane.totals().sources == 0);
+    let totals = plane.totals();
+    assert_eq!(totals.dropped(TransientDrop::SourceRefused), 5);
+    assert_eq!(totals.dropped(TransientDrop::SourceAge), 5);
+    // Without whoever holds them, they are dropped, and do not pass.
+    drop(plane);
+    for numbers in &ways {
+        numbers.send(5..10);
+        assert!(numbers.arrived().is_empty());
+    }
 }

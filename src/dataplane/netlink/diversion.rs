@@ -2,7 +2,7 @@
 //! come to a device of ours, and the rules by which the kernel looks into it first.
 //!
 //! ```text
-//! rule+0  fwmark M                   -> mark_table: all to the second device (uplink)
+//! rule+0  fwmark M                   -> table+1: all to the second device (uplink), else nowhere
 //! rule+1  iif <device>  goto rule+3      what we write back is not led aside again
 //! rule+2  not iif lo                 -> table: the prefixes
 //! rule+3  nop
@@ -11,6 +11,8 @@
 //! `not iif lo`: packets that this machine makes are not led aside, nor are the kernel's own
 //! questions for a route back (reverse path filter, `fib` in nftables), which ask as if from `lo`.
 //! The rules of the prefixes are there only while there is one, because each slows every packet.
+//! That of marked packets stays, also when the process ends: the filter that marks them stays as
+//! well, and without the rule they would pass.
 
 use std::io;
 use std::net::IpAddr;
@@ -26,6 +28,7 @@ use crate::types::{Family, Prefix};
 
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
+const RTA_PRIORITY: u16 = 6;
 const RTA_TABLE: u16 = 15;
 
 const FRA_IIFNAME: u16 = 3;
@@ -44,11 +47,16 @@ const FIB_RULE_INVERT: u32 = 2;
 /// Rules of one kind that an earlier life may have left, at most.
 const LEFTOVERS_MAX: usize = 16;
 
+/// Of packets whose source is not authorised yet, unless told otherwise.
+pub const MARK: u32 = 0x6b69_6c6c;
+
+/// Of the route that drops marked packets when their device is gone.
+const LAST_METRIC: u32 = 1 << 30;
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DiversionOptions {
+    /// The next one is for marked packets.
     pub table: u32,
-    /// For sources that are marked.
-    pub mark_table: u32,
     pub mark: u32,
     /// `rtm_protocol` of routes and rules; not that of killick's other routes, which are
     /// reconciled by theirs.
@@ -59,13 +67,17 @@ pub struct DiversionOptions {
 
 impl Default for DiversionOptions {
     fn default() -> Self {
-        Self { table: 110, mark_table: 111, mark: 0x6b69_6c6c, protocol: 110, rule: 4300 }
+        Self { table: 110, mark: MARK, protocol: 110, rule: 4300 }
     }
 }
 
 impl DiversionOptions {
     const fn by_mark(&self) -> u32 {
         self.rule
+    }
+
+    const fn mark_table(&self) -> u32 {
+        self.table.wrapping_add(1)
     }
 
     const fn past(&self) -> u32 {
@@ -91,8 +103,28 @@ pub struct Diversion {
 /// One request, as it is to be written.
 #[derive(Clone, Copy)]
 enum Step {
-    Route { prefix: Prefix, link: IfIndex, table: u32, new: bool },
-    Rule { family: Family, priority: u32, new: bool },
+    Route {
+        prefix: Prefix,
+        link: IfIndex,
+        table: u32,
+        new: bool,
+    },
+    Rule {
+        family: Family,
+        priority: u32,
+        new: bool,
+    },
+    /// The removal of a route that is not there.
+    Nothing {
+        prefix: Prefix,
+        table: u32,
+    },
+    /// What no other route of the table takes is dropped.
+    Last {
+        family: Family,
+        table: u32,
+        new: bool,
+    },
 }
 
 impl Diversion {
@@ -103,7 +135,7 @@ impl Diversion {
         let requests = Requests::open().map_err(super::failed)?;
         let mut this = Self { requests, options, device, rules: false };
         for family in Family::ALL {
-            for priority in options.rule..=options.target() {
+            for priority in options.past()..=options.target() {
                 for _ in 0..LEFTOVERS_MAX {
                     let step = Step::Rule { family, priority, new: false };
                     match this.write(&[step]).pop() {
@@ -148,6 +180,12 @@ impl Diversion {
         self.write_all(&[Step::Route { prefix, link, table, new: false }])
     }
 
+    /// Asks for a change that changes nothing, as [`Self::remove`] would: by then nobody has the
+    /// kernel's lock for such changes, which may be taken for milliseconds.
+    pub fn await_lock(&mut self, prefix: Prefix) {
+        self.write(&[Step::Nothing { prefix, table: self.options.table }]);
+    }
+
     /// When there has been no prefix for a while.
     pub fn remove_rules(&mut self) -> Result<(), OpError> {
         if self.rules {
@@ -161,27 +199,27 @@ impl Diversion {
         self.rules
     }
 
-    /// Packets that carry our mark come to this device, until it is gone.
+    /// Packets that carry our mark come to this device; when it is gone, they are dropped.
     pub fn divert_marked(&mut self, link: IfIndex) -> Result<(), OpError> {
-        let (table, priority) = (self.options.mark_table, self.options.by_mark());
+        let (table, priority) = (self.options.mark_table(), self.options.by_mark());
         let mut steps = Vec::new();
         for family in Family::ALL {
-            let any = match family {
-                Family::Ipv4 => Prefix::V4 { addr: 0, len: 0 },
-                Family::Ipv6 => Prefix::V6 { addr: 0, len: 0 },
-            };
-            steps.push(Step::Route { prefix: any, link, table, new: true });
+            steps.push(Step::Last { family, table, new: true });
+            steps.push(Step::Route { prefix: any(family), link, table, new: true });
             steps.push(Step::Rule { family, priority, new: true });
         }
         self.write_all(&steps)
     }
 
-    /// Takes all rules away, at the end.
-    pub fn close(&mut self) -> Result<(), OpError> {
-        let priority = self.options.by_mark();
-        let by_mark = Family::ALL.map(|family| Step::Rule { family, priority, new: false });
-        let marked = self.write_all(&by_mark);
-        self.remove_rules().and(marked)
+    /// Nobody marks packets any more.
+    pub fn forget_marked(&mut self) -> Result<(), OpError> {
+        let (table, priority) = (self.options.mark_table(), self.options.by_mark());
+        let mut steps = Vec::new();
+        for family in Family::ALL {
+            steps.push(Step::Rule { family, priority, new: false });
+            steps.push(Step::Last { family, table, new: false });
+        }
+        self.write_all(&steps)
     }
 
     /// The first failure, if any. What is there already, or is gone already, is none.
@@ -217,27 +255,35 @@ impl Step {
     fn encode(&self, options: &DiversionOptions, device: &str, out: &mut Vec<u8>) -> (u16, u16) {
         match *self {
             Self::Route { prefix, link, table, new } => {
-                let family = u8::from(address_family(prefix.family()));
                 let scope = match (new, prefix.family()) {
                     (false, _) => libc::RT_SCOPE_NOWHERE, // any
                     (true, Family::Ipv4) => libc::RT_SCOPE_LINK,
                     (true, Family::Ipv6) => libc::RT_SCOPE_UNIVERSE,
                 };
                 let kind = if new { libc::RTN_UNICAST } else { libc::RTN_UNSPEC };
-                let head = [family, prefix.len(), 0, 0, 0, options.protocol, scope, kind];
-                out.extend_from_slice(&head);
-                out.extend_from_slice(&[0; 4]);
-                match prefix.addr() {
-                    IpAddr::V4(ip) => push(out, RTA_DST, &ip.octets()),
-                    IpAddr::V6(ip) => push(out, RTA_DST, &ip.octets()),
-                }
-                push_u32(out, RTA_TABLE, table);
+                put_route(prefix, table, [options.protocol, scope, kind], out);
                 push_u32(out, RTA_OIF, link.0);
                 if new {
                     (libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE)
                 } else {
                     (libc::RTM_DELROUTE, 0)
                 }
+            }
+            Self::Last { family, table, new } => {
+                let kind = if new { libc::RTN_BLACKHOLE } else { libc::RTN_UNSPEC };
+                let scope = if new { libc::RT_SCOPE_UNIVERSE } else { libc::RT_SCOPE_NOWHERE };
+                put_route(any(family), table, [options.protocol, scope, kind], out);
+                push_u32(out, RTA_PRIORITY, LAST_METRIC);
+                if new {
+                    (libc::RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE)
+                } else {
+                    (libc::RTM_DELROUTE, 0)
+                }
+            }
+            Self::Nothing { prefix, table } => {
+                let fields = [!options.protocol, libc::RT_SCOPE_NOWHERE, libc::RTN_UNSPEC];
+                put_route(prefix, table, fields, out);
+                (libc::RTM_DELROUTE, 0)
             }
             Self::Rule { family, priority, new } => {
                 let action = match priority {
@@ -264,10 +310,30 @@ impl Step {
                 } else if priority == options.by_mark() {
                     push_u32(out, FRA_FWMARK, options.mark);
                     push_u32(out, FRA_FWMASK, u32::MAX);
-                    push_u32(out, FRA_TABLE, options.mark_table);
+                    push_u32(out, FRA_TABLE, options.mark_table());
                 }
                 (libc::RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL)
             }
         }
     }
+}
+
+const fn any(family: Family) -> Prefix {
+    match family {
+        Family::Ipv4 => Prefix::V4 { addr: 0, len: 0 },
+        Family::Ipv6 => Prefix::V6 { addr: 0, len: 0 },
+    }
+}
+
+/// The third argument: protocol, scope and type.
+fn put_route(prefix: Prefix, table: u32, fields: [u8; 3], out: &mut Vec<u8>) {
+    let family = u8::from(address_family(prefix.family()));
+    out.extend_from_slice(&[family, prefix.len(), 0, 0, 0]);
+    out.extend_from_slice(&fields);
+    out.extend_from_slice(&[0; 4]);
+    match prefix.addr() {
+        IpAddr::V4(ip) => push(out, RTA_DST, &ip.octets()),
+        IpAddr::V6(ip) => push(out, RTA_DST, &ip.octets()),
+    }
+    push_u32(out, RTA_TABLE, table);
 }

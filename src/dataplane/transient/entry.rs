@@ -142,6 +142,8 @@ pub struct Entry {
     markers: HashSet<Flow, FixedState>,
     /// When the engine looks at it.
     pub armed: Instant,
+    /// The last packet from the device.
+    pub diverted_at: Instant,
     /// In the engine's list of those that have something to send.
     pub listed: bool,
 }
@@ -160,6 +162,7 @@ impl Entry {
             waiting_octets: 0,
             markers: HashSet::default(),
             armed: Instant::FAR_FUTURE,
+            diverted_at: Instant::ZERO,
             listed: false,
         }
     }

@@ -15,6 +15,7 @@
 
 mod config;
 mod entry;
+pub mod fake;
 mod packet;
 #[cfg(test)]
 mod tests;
@@ -539,6 +540,7 @@ impl Engine {
         match self.entries.lookup_mut(head.destination) {
             Some((prefix, entry)) => {
                 let item = packet(carrier, 0, true);
+                entry.diverted_at = now;
                 entry.direct(flow_of(head), item, now, &mut self.common, out);
                 let limits = &self.common.config.limits;
                 if settle(prefix, entry, limits, &mut self.due, &mut self.flushing) {
@@ -932,15 +934,20 @@ impl Engine {
     // nobody changes routes: may_finish, takes away the route, finish; then reads the device
     // once more, as fast as it can.
 
-    /// A prefix whose state is over. All that waits in it is put out.
-    pub fn next_closing(&mut self, now: Instant, out: &mut Vec<Output>) -> Option<Prefix> {
+    /// A prefix whose state is over, and when the last packet came from the device for it. All that
+    /// waits in it is put out.
+    pub fn next_closing(
+        &mut self,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) -> Option<(Prefix, Instant)> {
         loop {
             let prefix = self.closing.pop_front()?;
             if let Some(entry) = self.entries.find_mut(prefix)
                 && entry.closing.is_some()
             {
                 entry.flush(prefix, usize::MAX, now, &mut self.common, out);
-                return Some(prefix);
+                return Some((prefix, entry.diverted_at));
             }
         }
     }

@@ -44,7 +44,7 @@ pub struct Settings {
     pub engine: Config,
     pub device: String,
     /// Holds packets of sources that are not authorised yet; they come marked
-    /// ([`DiversionOptions::mark`]), see `dataplane::filter`.
+    /// ([`DiversionOptions::mark`]), see `dataplane::filter`. `None`: nobody marks them.
     pub uplink: Option<String>,
     pub diversion: DiversionOptions,
 }
@@ -132,7 +132,10 @@ impl Transient {
                 diversion.divert_marked(link).map_err(io::Error::other)?;
                 Some(device)
             }
-            None => None,
+            None => {
+                diversion.forget_marked().map_err(io::Error::other)?;
+                None
+            }
         };
         let shared = Arc::new(Shared {
             kernel: Mutex::new(Kernel { diversion, diverted: BTreeSet::new() }),

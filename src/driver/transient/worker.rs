@@ -30,6 +30,15 @@ const SEND_WAIT_MS: libc::c_int = 50;
 /// The rules stay a while after the last prefix: nodes come and go in groups.
 const RULES_LINGER: Duration = Duration::from_secs(5);
 
+/// When the kernel's lock for changes of routes is free, it takes less than this to find that out.
+const QUICK: Duration = Duration::from_micros(50);
+
+/// Packets of the prefix come, if the last one came within this.
+const BUSY: Duration = Duration::from_millis(20);
+
+/// When it is never free, we wait for it as everybody does.
+const QUICK_TRIES: usize = 8;
+
 /// Which slots an output speaks of.
 #[derive(Clone, Copy)]
 enum Slots {
@@ -91,7 +100,7 @@ impl Worker {
                 }
             }
         }
-        if let Err(error) = self.shared.kernel().diversion.close() {
+        if let Err(error) = self.shared.kernel().diversion.remove_rules() {
             tracing::warn!(%error, "rules of the transient table stay");
         }
         self.shared.told.ring();
@@ -159,7 +168,7 @@ impl Worker {
         engine.flush(BATCH, now, &mut self.outputs);
         drop(engine);
         self.execute(Slots::Device);
-        self.close_paths();
+        self.close_path();
         self.let_rules_go();
         if self.shared.engine().has_events() {
             self.shared.told.ring();
@@ -268,30 +277,44 @@ impl Worker {
         }
     }
 
-    /// Ends the states that are over: routes first, then the state.
-    fn close_paths(&mut self) {
-        loop {
-            let now = self.shared.now();
-            let closing = self.shared.engine().next_closing(now, &mut self.outputs);
-            let Some(prefix) = closing else { return };
-            self.execute(Slots::Device);
-            // A packet that comes to the device after we have looked for the last time, and before
-            // its route is gone, can be overtaken by one that comes right after. So this moment is
-            // made short, undisturbed, and put right after a packet: then the next one is as far
-            // away as it can be.
+    /// Ends a state that is over: the route first, then the state. One in a turn, so that others
+    /// do not wait for all of them.
+    fn close_path(&mut self) {
+        let now = self.shared.now();
+        let closing = self.shared.engine().next_closing(now, &mut self.outputs);
+        let Some((prefix, last_at)) = closing else { return };
+        self.execute(Slots::Device);
+        // A packet that comes to the device after we have looked for the last time, and before its
+        // route is gone, can be overtaken by one that comes right after. So this moment is made
+        // short, undisturbed, and put right after a packet: then the next one is as far away as it
+        // can be.
+        let tries = if now - last_at < BUSY { QUICK_TRIES } else { 0 };
+        let shared = Arc::clone(&self.shared);
+        let mut undisturbed = Undisturbed::begin();
+        let mut kernel = shared.kernel();
+        for _ in 0..tries {
+            drop((kernel, undisturbed));
             self.drain_device();
             self.await_packet();
-            let shared = Arc::clone(&self.shared);
-            let undisturbed = Undisturbed::begin();
-            let mut kernel = shared.kernel();
-            if shared.engine().may_finish(prefix) {
-                self.drain_device();
-                kernel.remove(prefix);
-                self.drain_device();
-                drop(undisturbed);
-                shared.engine().finish(prefix, now, &mut self.outputs);
-                self.execute(Slots::Device);
+            undisturbed = Undisturbed::begin();
+            kernel = shared.kernel();
+            self.drain_device();
+            let begun = shared.now();
+            kernel.diversion.await_lock(prefix);
+            if shared.now() - begun < QUICK {
+                break;
             }
+        }
+        let may = shared.engine().may_finish(prefix);
+        if may {
+            self.drain_device();
+            kernel.remove(prefix);
+            self.drain_device();
+        }
+        drop(undisturbed);
+        if may {
+            shared.engine().finish(prefix, shared.now(), &mut self.outputs);
+            self.execute(Slots::Device);
         }
     }
 

@@ -128,7 +128,7 @@ impl Bench {
             }
             self.engine.handle_timeout(now, &mut out);
             self.engine.flush(64, now, &mut out);
-            while let Some(prefix) = self.engine.next_closing(now, &mut out) {
+            while let Some((prefix, _)) = self.engine.next_closing(now, &mut out) {
                 if self.engine.may_finish(prefix) {
                     assert!(self.diverted.remove(&prefix));
                     self.engine.finish(prefix, now, &mut out);
