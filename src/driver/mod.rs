@@ -91,6 +91,7 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
     let core = Core::new(state, clock, Arc::clone(&metrics));
     // From here on everything runs in turns. The order: access links, since what the store had is
     // attached to them; the store; the neighbours; then the world may come in.
+    paths::start(&core, config)?;
     core.turn_kernel(|forwarding, now, events| {
         let filter = config.access.iter().any(|a| a.uplink_filter);
         forwarding.set_access(setup::access_links(config), filter, now, events);
@@ -102,7 +103,6 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
         let subscribers = lisp.server.iter().flat_map(|s| &s.subscribers);
         state.subscribers = subscribers.map(|s| (s.xtr_id, s.name.clone())).collect();
     }
-    core.state.borrow_mut().transient = paths::open(config)?;
     if let Some(lisp) = parts.lisp {
         core.turn(|node, now, out| node.start_lisp(lisp, now, out));
     }

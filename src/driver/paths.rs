@@ -12,18 +12,21 @@ use super::gauges::raise;
 use super::setup;
 use super::transient::{Settings, Transient};
 use crate::config::{self, Checked};
+use crate::dataplane::filter::UplinkHold;
 use crate::dataplane::transient::{Config, TransientLimits, WhenFull};
 use crate::metrics::{Label, Metrics, PathDrop, PathMarkers, PathPackets, PathRole};
 use crate::types::transient::{PathCounts, PathEnding, TransientChange, TransientEvent};
 
-/// As the configuration wants it; `None` without the section, or where nobody attaches.
-pub fn open(config: &Checked) -> Result<Option<Transient>, RunError> {
+/// As the configuration wants it, and the filter of access links with it: what it marks is held.
+pub fn start(core: &Core, config: &Checked) -> Result<(), RunError> {
     let (Some(section), Some(end)) = (&config.transient, setup::path_end(config)) else {
-        return Ok(None);
+        return Ok(());
     };
-    if config.access.is_empty() {
-        return Ok(None);
-    }
+    let mut state = core.state.borrow_mut();
+    let state = &mut *state;
+    let Some(forwarding) = state.forwarding.as_mut().filter(|_| !config.access.is_empty()) else {
+        return Ok(()); // nobody attaches here
+    };
     let default = TransientLimits::default();
     let limits = TransientLimits {
         packets_per_prefix: section.packets_per_prefix,
@@ -45,9 +48,20 @@ pub fn open(config: &Checked) -> Result<Option<Transient>, RunError> {
     let mut settings = Settings::new(Config { limits, prefer: section.prefer, ..Config::new(end) });
     settings.device.clone_from(&section.device);
     settings.diversion.table = section.table;
-    Transient::open(&settings)
-        .map(Some)
-        .map_err(RunError::io("cannot set up [transient] (is there /dev/net/tun?)"))
+    // Without the filter everything passes at once.
+    let is_filtered = config.access.iter().any(|access| access.uplink_filter);
+    if !is_filtered {
+        settings.uplink = None;
+    }
+    let transient = Transient::open(&settings)
+        .map_err(RunError::io("cannot set up [transient] (is there /dev/net/tun?)"))?;
+    if is_filtered {
+        let pools = config.mobility.iter().flat_map(|m| &m.pools).map(|pool| pool.prefix);
+        let (mark, pools) = (settings.diversion.mark, pools.collect());
+        forwarding.hold_uplink(Some(UplinkHold { mark, pools }));
+    }
+    state.transient = Some(transient);
+    Ok(())
 }
 
 /// In force when this returns. What cannot be is over for the node.
@@ -75,6 +89,9 @@ impl Core {
             Some(Err(error)) => {
                 tracing::error!(%error, "packets of moving nodes no longer wait");
                 state.transient = None;
+                if let Some(forwarding) = &mut state.forwarding {
+                    forwarding.hold_uplink(None);
+                }
                 false
             }
             None => false,
