@@ -149,7 +149,7 @@ fn copy_server(server: &MapServer, m: &LispMetrics) {
 
 /// One that is refused or waits somewhere is not confirmed, whatever other servers say.
 fn registration_state(view: &RegistrationView) -> Registration {
-    let has = |state| view.servers.iter().any(|(_, s)| *s == state);
+    let has = |state| view.servers.iter().any(|at| at.state == state);
     match () {
         () if has(RegistrationState::Refused) => Registration::Refused,
         () if has(RegistrationState::Queued) || has(RegistrationState::Sent) => {

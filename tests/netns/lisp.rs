@@ -5,6 +5,8 @@ use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 
+use serde_json::json;
+
 use super::lab::{Lab, wait_until};
 use super::stage::{LIMIT, Stage};
 use super::topology::Role;
@@ -191,8 +193,60 @@ fn the_engineer_sees_where_traffic_goes_and_why() -> Result<()> {
     let lookup = lab.killick_json("ms", "lisp lookup 10.1.1.10")?;
     assert_eq!(lookup["rlocs"][0]["address"], "10.0.0.2", "{lookup}");
     assert_eq!(lookup["source"], "here");
+    // A pool is answered as a Map-Request is: the part of it without others.
+    let lookup = lab.killick_json("ms", "lisp lookup 10.1.3.77")?;
+    assert_eq!(lookup["rlocs"][0]["address"], "2001:db8::3", "{lookup}");
+    assert_eq!((&lookup["registered"], &lookup["site"]), (&json!("10.1.3.0/24"), &json!("c")));
+    let lookup = lab.killick_json("ms", "lisp lookup 203.0.113.1")?;
+    assert_eq!(lookup["action"], "natively forward", "nothing is there: {lookup}");
     let lookup = lab.killick_json("i2", "lisp lookup 10.1.3.77")?;
     assert_eq!(lookup["rlocs"][0]["address"], "2001:db8::3", "asked for: {lookup}");
+    let lookup = lab.killick_json("i2", "lisp lookup 203.0.113.1")?;
+    assert_eq!(lookup["source"], "not-asked", "{lookup}");
+    // What the data plane has counted, and what is under way.
+    wait_until("the entry of h1 has carried packets", LIMIT, || {
+        let cache = lab.killick_json("i1", "lisp map-cache")?;
+        let all = cache["items"].as_array().ok_or("no map-cache")?;
+        let entry = all.iter().find(|m| m["eid"] == "10.1.1.10/32").ok_or("no h1")?;
+        let counts = [&entry["packets"], &entry["octets"]].map(|n| n.as_u64().unwrap_or(0));
+        Ok((counts[0] > 0 && counts[1] > counts[0]).then_some(()))
+    })?;
+    wait_until("b will refresh what is registered", LIMIT, || {
+        let told = lab.killick_json("b", "lisp registrations")?;
+        let all = told["items"].as_array().ok_or("no registrations")?;
+        let left = all.iter().map(|r| r["left-s"].as_u64().unwrap_or(0));
+        Ok((!all.is_empty() && left.min() > Some(0)).then_some(()))
+    })?;
+    let told = lab.killick_json("ms", "lisp subscriptions")?;
+    let all = told.as_array().ok_or("no subscriptions")?;
+    assert!(all.iter().all(|s| s["outstanding"].as_u64().is_some()), "{told}");
+    wait_until("b tells since when its links are up", LIMIT, || {
+        let status = lab.killick_json("b", "status")?;
+        let peers = status["peers"].as_array().ok_or("no peers")?;
+        Ok(peers.iter().all(|p| p["since-s"].as_u64() > Some(0)).then_some(()))
+    })?;
+    wait_until("the map-server tells since when", LIMIT, || {
+        let told = lab.killick_json("ms", "mobility sessions")?;
+        let all = told["items"].as_array().ok_or("no sessions")?;
+        let since = all.iter().map(|s| s["since-s"].as_u64().unwrap_or(0));
+        Ok((!all.is_empty() && since.min() > Some(0)).then_some(()))
+    })?;
+    // The same by the other back ends, each under the prefix that it is about.
+    let back_end = |node: &str, prefix: &str, name: &str| -> Result<(String, String)> {
+        let told = lab.killick_json(node, &format!("explain route {prefix}"))?;
+        let ends = told["back-ends"].as_array().ok_or("no back ends")?;
+        let end = ends.iter().find(|e| e["name"] == name);
+        let end = end.ok_or_else(|| format!("no {name} at {node}: {told}"))?;
+        let text = |key: &str| end[key].as_str().unwrap_or_default().to_owned();
+        Ok((text("prefix"), text("leads-to")))
+    };
+    let (prefix, to) = back_end("ms", "10.1.1.10/32", "map-server")?;
+    assert!(prefix == "10.1.1.10/32" && to.starts_with("10.0.0.2 1/100"), "{prefix} {to}");
+    assert!(to.ends_with("of b"), "{to}");
+    let (prefix, to) = back_end("ms", "10.1.3.77/32", "map-server")?;
+    assert_eq!(prefix, "10.1.3.0/24", "{to}");
+    let (prefix, to) = back_end("c", "10.1.3.77/32", "lisp-registration")?;
+    assert!(prefix == "10.1.3.0/24" && to.starts_with("2001:db8::3"), "{prefix} {to}");
     let explained = lab.killick_json("i1", "explain route 10.1.1.10/32")?;
     let ends = explained["back-ends"].as_array().ok_or("no back ends")?;
     let ingress = ends.iter().find(|e| e["name"] == "ingress").ok_or("no ingress")?;
@@ -203,6 +257,21 @@ fn the_engineer_sees_where_traffic_goes_and_why() -> Result<()> {
         let steps = traces.iter().flat_map(|t| t["steps"].as_array().cloned().unwrap_or_default());
         Ok(steps.filter_map(|s| s["phase"].as_str().map(str::to_owned)).collect())
     };
+    // A map-server without BGP has registered and published, and announced nothing.
+    let told = lab.killick_json("ms", "trace eid:10.1.1.10/32")?;
+    let trace = &told[0];
+    let what = |phase: &str| {
+        let steps = trace["steps"].as_array().into_iter().flatten();
+        steps.filter(|s| s["phase"] == phase).filter_map(|s| s["what"].as_str()).next()
+    };
+    assert!(what("bound").is_some_and(|what| what.ends_with("Map-Register")), "{trace}");
+    assert_eq!((what("announced"), &trace["to"]), (None, &json!("10.0.0.2")), "{trace}");
+    assert_eq!((&trace["kind"], &trace["result"]), (&json!("initial"), &json!("done")));
+    let told = lab.killick_json("i1", "trace eid:10.1.1.10/32")?;
+    let mapping = &told[0]["mapping"];
+    assert_eq!((&told[0]["kind"], &told[0]["mode"]), (&json!("mapping"), &json!("publication")));
+    assert_eq!(mapping["to"], "10.0.0.2", "{told}");
+    assert!(mapping["version"].as_u64() > Some(0), "{told}");
     let mn = &stage.scene.hosts["h1"].mac;
     for (node, name, phases) in [
         ("b", mn.as_str(), &["registering", "registered"][..]),

@@ -675,6 +675,13 @@ impl Encapsulator for Ebpf {
         self.walk(after, limit, |prefix, entry| out.push((prefix, entry.count())))
     }
 
+    fn count(&mut self, prefix: Prefix) -> Option<EntryCount> {
+        let entries = &self.tables.entries[table_of(prefix)];
+        let entry = entries.find::<Entry>(&key_of(prefix)).ok().flatten()?;
+        // The tables of networks answer by the longest match.
+        (entry.len == u32::from(prefix.len())).then(|| entry.count())
+    }
+
     /// Programs note the number of the sweep in each entry that carries a packet. A sweep takes
     /// milliseconds; a packet within these may be told by this sweep and by the next one.
     fn used(

@@ -185,6 +185,11 @@ pub trait Encapsulator {
         out: &mut Vec<(Prefix, EntryCount)>,
     ) -> Result<Option<Prefix>, EncapError>;
 
+    /// The counts of one entry; `None` when it is not there, or cannot be counted.
+    fn count(&mut self, _prefix: Prefix) -> Option<EntryCount> {
+        None
+    }
+
     /// Of up to `limit` entries looked at, those that carried packets since they were last looked at
     /// here (or since they were set). As [`Self::counters`] otherwise.
     fn used(
@@ -235,6 +240,10 @@ impl<E: Encapsulator + ?Sized> Encapsulator for Box<E> {
         out: &mut Vec<(Prefix, EntryCount)>,
     ) -> Result<Option<Prefix>, EncapError> {
         (**self).counters(after, limit, out)
+    }
+
+    fn count(&mut self, prefix: Prefix) -> Option<EntryCount> {
+        (**self).count(prefix)
     }
 
     fn used(

@@ -808,6 +808,11 @@ impl Engine {
         self.walk(after, limit, |entry| out.push((entry.prefix, entry.count)))
     }
 
+    pub fn entry_count(&mut self, prefix: Prefix) -> Option<EntryCount> {
+        let at = *self.entries.find_mut(prefix)?;
+        self.slab[at as usize].as_ref().map(|entry| entry.count)
+    }
+
     /// Entries that carried packets since the last look.
     pub fn used(
         &mut self,

@@ -243,6 +243,10 @@ impl<E: Encapsulator> Encapsulator for Beside<E> {
         self.inner.counters(after, limit, out)
     }
 
+    fn count(&mut self, prefix: Prefix) -> Option<EntryCount> {
+        self.inner.count(prefix)
+    }
+
     fn used(
         &mut self,
         after: Option<Prefix>,

@@ -277,6 +277,10 @@ impl Encapsulator for Tun {
         Ok(self.shared.engine().entry_counts(after, limit, out))
     }
 
+    fn count(&mut self, prefix: Prefix) -> Option<EntryCount> {
+        self.shared.engine().entry_count(prefix)
+    }
+
     fn used(
         &mut self,
         after: Option<Prefix>,

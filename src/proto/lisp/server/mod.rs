@@ -54,7 +54,7 @@ pub use pubsub::{ConfiguredSubscription, Itr, StoredState, SubscriptionLimits};
 pub use rate::Rate;
 pub use secure::{SecuredItr, Security, SecurityConfig};
 pub use sites::{ProxyReply, Site, XtrName};
-pub use view::{RegistrationView, Sizes, SubscriptionView};
+pub use view::{LookupView, RegistrationView, Sizes, SubscriptionView};
 
 /// A registration ends this long after the last Map-Register for it (RFC 9301 §8.2).
 const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(180);

@@ -78,6 +78,13 @@ impl Outstanding {
         self.by_subject.len()
     }
 
+    /// How many messages wait for one subscriber's acknowledgement.
+    pub fn of_subscription(&self, sub: SubIndex) -> usize {
+        let whom = [Whom::Subscribing(sub), Whom::Subscriber(sub), Whom::CatchingUp(sub)];
+        let of = |whom| self.by_subject.range((whom, EidKey::FIRST)..=(whom, EidKey::LAST));
+        whom.into_iter().map(|whom| of(whom).count()).sum()
+    }
+
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.by_due.first().map(|&(due, _)| due)
     }

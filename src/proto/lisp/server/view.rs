@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::key::EidKey;
 use super::pubsub::State;
 use super::registrations::Seconds;
+use super::reply::Match;
 use super::{Counters, MapServer, Mappings, XtrName};
 use crate::types::lisp::{InstanceId, MapVersion, XtrId};
 use crate::types::{Instant, Prefix};
@@ -44,6 +45,23 @@ pub struct SubscriptionView<'a> {
     pub muted: bool,
     /// Something was given up and not yet told again.
     pub behind: bool,
+    /// Map-Notify messages that it has not acknowledged yet.
+    pub outstanding: usize,
+}
+
+/// What is known of a prefix here, and told of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LookupView<'a> {
+    /// The answer to a Map-Request.
+    pub record: EidRecord,
+    /// The prefix that the answer is from; `None`: nothing is registered there.
+    pub registered: Option<Prefix>,
+    /// Who has registered it.
+    pub site: Option<&'a str>,
+    /// The location database decided.
+    pub is_mobile: bool,
+    /// How many are told when it changes.
+    pub subscribers: usize,
 }
 
 /// How full the tables are.
@@ -106,7 +124,7 @@ impl MapServer {
             };
             (expires.map(|at| at - now), configured)
         };
-        let views = page.into_iter().map(|sub| {
+        let views = page.into_iter().map(|(at, sub)| {
             let (remaining, configured) = view(sub);
             SubscriptionView {
                 iid: sub.key.iid(),
@@ -118,15 +136,38 @@ impl MapServer {
                 configured,
                 muted: sub.state == State::Muted,
                 behind: sub.behind,
+                outstanding: self.outstanding.of_subscription(at),
             }
         });
         (views.collect(), next)
     }
 
     /// What a Map-Request for a prefix would be told, also where an ETR is asked to answer it.
-    pub fn lookup(&self, iid: InstanceId, prefix: Prefix, mappings: &impl Mappings) -> EidRecord {
+    pub fn lookup(
+        &self,
+        iid: InstanceId,
+        prefix: Prefix,
+        mappings: &impl Mappings,
+    ) -> LookupView<'_> {
         let query = EidKey::new(iid, prefix);
-        self.record(query, self.find_match(query, mappings))
+        let found = self.find_match(query, mappings);
+        let (about, site) = match found {
+            Match::Registered(slot) => {
+                let holder = self.registrations.entry(slot).holder;
+                let site = self.sites.find_xtr(holder).map(|xtr| xtr.site);
+                (Some(self.registrations.key(slot)), site)
+            }
+            Match::Mobile(key, mapping) => (Some(key), self.sites.find_anchor(mapping.anchor)),
+            Match::Nothing => (None, None),
+        };
+        let subscribers = self.subscriptions.covering(about.unwrap_or(query)).len();
+        LookupView {
+            record: self.record(query, found),
+            registered: about.map(EidKey::prefix),
+            site: site.map(|site| self.sites.get(site).name.as_str()),
+            is_mobile: matches!(found, Match::Mobile(..)),
+            subscribers,
+        }
     }
 
     pub fn counters(&self) -> &Counters {
