@@ -270,6 +270,7 @@ pub struct OneTimeKeyFile {
 pub struct MapServer {
     pub address: IpAddr,
     pub key: LispKey,
+    pub also_accept: Vec<LispKey>,
     pub register: bool,
 }
 
@@ -287,6 +288,9 @@ pub struct LispServer {
     pub sites: Vec<LispSite>,
     pub subscribers: Vec<LispSubscriber>,
     pub require_security: bool,
+    /// A second; `None`: no limit.
+    pub requests_per_source: Option<u32>,
+    pub requests_per_eid: Option<u32>,
     pub itrs: Vec<LispItr>,
 }
 
@@ -306,6 +310,7 @@ pub struct LispSite {
     pub anchor_id: AnchorId,
     pub site_id: SiteId,
     pub key: LispKey,
+    pub also_accept: Vec<LispKey>,
     pub prefixes: Vec<Prefix>,
     pub merge: bool,
 }
@@ -315,6 +320,7 @@ pub struct LispSubscriber {
     pub name: String,
     pub xtr_id: XtrId,
     pub key: LispKey,
+    pub also_accept: Vec<LispKey>,
     /// Empty: any.
     pub rlocs: Vec<IpAddr>,
 }

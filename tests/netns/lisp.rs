@@ -374,3 +374,74 @@ fn the_metrics_tell_of_a_move() -> Result<()> {
     assert_eq!(status["lisp"]["data-plane"]["name"], "tun", "{status}");
     Ok(())
 }
+
+/// Replaces text in the configuration of a killick that does not run.
+fn rewrite(lab: &Lab, node: &str, changes: &[(&str, &str)]) -> Result<()> {
+    let path = lab.namespace(node)?.path(CONFIG);
+    let mut text = fs::read_to_string(&path)?;
+    for (old, new) in changes {
+        if !text.contains(old) {
+            return Err(format!("{node} has no {old:?}").into());
+        }
+        text = text.replace(old, new);
+    }
+    Ok(fs::write(&path, text)?)
+}
+
+/// The key of b is changed while h1 is there, as a site's and as a subscriber's: nobody refuses
+/// anything, and h1 is reachable all the time.
+#[test]
+fn a_key_is_changed_and_nothing_is_refused() -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    let mut stage = Stage::set(LISP)?;
+    stage.move_host("h1", "b")?;
+    stage.itrs_lead("h1", "b")?;
+    for (node, path) in [("ms", "/etc/killick/keys/b-new"), ("b", "/etc/killick/lisp-key-new")] {
+        fs::write(stage.lab.namespace(node)?.path(path), "the second secret of b\n")?;
+    }
+    const OLD: &str = "key-file = \"/etc/killick/keys/b\"\n";
+    const BOTH: &str = "key-file = \"/etc/killick/keys/b\"\n\
+        also-accept = [{ key-id = 2, key-file = \"/etc/killick/keys/b-new\" }]\n";
+    const NEW: &str = "key-file = \"/etc/killick/keys/b-new\"\nkey-id = 2\n";
+    let at_b = "key-file = \"/etc/killick/lisp-key\"\n";
+    let both_at_b = "key-file = \"/etc/killick/lisp-key-new\"\nkey-id = 2\n\
+        also-accept = [{ key-id = 1, key-file = \"/etc/killick/lisp-key\" }]\n";
+    for (node, old, new) in [("ms", OLD, BOTH), ("b", at_b, both_at_b), ("ms", BOTH, NEW)] {
+        stage.kill(node);
+        rewrite(&stage.lab, node, &[(old, new)])?;
+        stage.lab.start(node)?;
+        wait_until(&format!("b is registered and subscribed after {node}"), LIMIT, || {
+            let told = stage.lab.killick_json("b", "lisp registrations")?;
+            let all = told["items"].as_array().ok_or("no registrations")?;
+            // Two pools, and both addresses of h1.
+            let confirmed = all.iter().filter(|r| r["state"] == "confirmed").count();
+            let told = stage.lab.killick_json("b", "lisp subscriptions")?;
+            let subscribed = told.as_array().ok_or("no subscriptions")?;
+            let active = subscribed.iter().filter(|s| s["state"] == "active").count();
+            Ok((confirmed == 4 && active == 2).then_some(()))
+        })?;
+        nothing_was_refused(&stage.lab)?;
+        stage.registered_exactly(&[("h1", "b")])?;
+        stage.host_is_reachable("h1")?;
+    }
+    // Moves under the new key are told to b by it, and by b.
+    for anchor in ["c", "b"] {
+        stage.move_host("h1", anchor)?;
+        stage.itrs_lead("h1", anchor)?;
+        stage.registered_exactly(&[("h1", anchor)])?;
+    }
+    nothing_was_refused(&stage.lab)?;
+    stage.host_is_reachable("h1")
+}
+
+/// No registration, subscription or acknowledgement, since the map-server was started.
+fn nothing_was_refused(lab: &Lab) -> Result<()> {
+    let text = scrape(lab, "ms")?;
+    for reason in ["authentication", "ack_authentication", "replay", "subscriber_not_allowed"] {
+        let series = format!("killick_lisp_server_refused_total{{reason=\"{reason}\"}} 0");
+        assert!(text.lines().any(|l| l == series), "not {series}");
+    }
+    Ok(())
+}

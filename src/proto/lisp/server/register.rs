@@ -74,7 +74,7 @@ impl MapServer {
             name,
             merge: register.merge && configured.allow_merge,
             proxy: register.proxy_reply || configured.proxy_reply == ProxyReply::Forced,
-            signs: register.security_capable && configured.security.is_some(),
+            signs: register.security_capable && !configured.security.is_empty(),
             use_ttl: register.use_ttl,
         };
         if fresh == Freshness::New {

@@ -352,7 +352,10 @@ impl MapServer {
             Some((protection, eids)) => {
                 let entry = self.registrations.entry(slot);
                 let holder = self.sites.find_xtr(entry.holder).ok_or(Refusal::NoEtr)?;
-                let key = self.sites.get(holder.site).security.as_ref().ok_or(Refusal::NoEtr)?;
+                // The one that it has registered with: while keys are changed it may lack others.
+                let keys = &self.sites.get(holder.site).security;
+                let used = keys.iter().find(|key| key.key_id == holder.key_id);
+                let key = used.or(keys.first()).ok_or(Refusal::NoEtr)?;
                 Some(protection.pass_on(nonce, key, eids, entry.flags.cant_sign))
             }
             None => None,
