@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::file::{
-    Encapsulation, IngressPolicy, LispAlgorithm, LogFormat, MaxPrefixAction, Mode, Role,
+    Encapsulation, FirstPackets, IngressPolicy, LispAlgorithm, LogFormat, MaxPrefixAction, Mode,
+    Role,
 };
 use crate::types::lisp::{InstanceId, SiteId, XtrId};
 use crate::types::{AnchorId, Family, Locator, MacAddr, MnId, Prefix};
@@ -278,6 +279,7 @@ pub struct MapServer {
 pub struct Ingress {
     pub prefix: Prefix,
     pub policy: IngressPolicy,
+    pub first_packets: FirstPackets,
 }
 
 #[derive(Clone, Debug, PartialEq)]

@@ -656,6 +656,19 @@ pub struct IngressSection {
     /// unasked) or `default` (by the other routes, nothing is asked). Default: `query`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<IngressPolicy>,
+    /// Packets whose mapping is being asked for: `hold` (they wait, 2 s at most), `triangle` (by the
+    /// routes of the main table, which lead to the home anchor) or `drop`. Default: `hold`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_packets: Option<FirstPackets>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirstPackets {
+    #[default]
+    Hold,
+    Triangle,
+    Drop,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

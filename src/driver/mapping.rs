@@ -378,6 +378,7 @@ pub fn open_encap(
         source6: lisp.rloc.ipv6,
         underlay_mtu: u16::try_from(lisp.mtu).unwrap_or(u16::MAX),
         hold: tun::HoldLimits::default(),
+        first_packets: lisp.ingress.iter().map(first_packets).collect(),
     };
     let open_tun = |used_for, makes_routes: bool| {
         let mut settings = Settings::new(engine(used_for));
@@ -385,6 +386,7 @@ pub fn open_encap(
         if let Some(routes) = &mut settings.routes {
             routes.protocol = config.kernel.protocol;
         }
+        settings.around.protocol = config.kernel.protocol;
         Tun::open(&settings).map_err(RunError::io("the TUN device of the encapsulating data plane"))
     };
     let other =
@@ -414,6 +416,15 @@ pub fn open_encap(
         }
     };
     Ok(Some(Plane::new(plane, now)))
+}
+
+fn first_packets(ingress: &config::Ingress) -> (Prefix, tun::FirstPackets) {
+    let first = match ingress.first_packets {
+        config::FirstPackets::Hold => tun::FirstPackets::Hold,
+        config::FirstPackets::Triangle => tun::FirstPackets::Triangle,
+        config::FirstPackets::Drop => tun::FirstPackets::Drop,
+    };
+    (ingress.prefix, first)
 }
 
 /// Loads the programs, and attaches them to the interfaces of the configuration and to the device

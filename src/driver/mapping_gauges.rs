@@ -366,6 +366,7 @@ fn copy_encap(state: &mut State, metrics: &Metrics) {
     path(EncapPath::Encapsulated, totals.encapsulated);
     path(EncapPath::Decapsulated, totals.decapsulated);
     path(EncapPath::Late, totals.late);
+    path(EncapPath::Around, totals.around);
     for (reason, n) in DropReason::ALL.into_iter().zip(totals.dropped) {
         raise(m.dropped.get(reason.into()), n);
     }

@@ -160,6 +160,8 @@ label!(EncapPath = "direction" {
     Decapsulated = "decapsulated",
     /// Taken out and put into a tunnel again: the node has left.
     Late = "late",
+    /// By the ordinary routes, while the mapping is asked for.
+    Around = "around",
 });
 label!(
     /// [`encap::DropReason`].
@@ -173,6 +175,7 @@ label!(
         TooBig = "too_big",
         TimeToLive = "time_to_live",
         Underlay = "underlay",
+        FirstPacket = "first_packet",
     }
 );
 label!(EncapRefusal = "reason" {
@@ -236,6 +239,7 @@ impl From<encap::DropReason> for EncapDrop {
             DropReason::TooBig => Self::TooBig,
             DropReason::TimeToLive => Self::TimeToLive,
             DropReason::Underlay => Self::Underlay,
+            DropReason::FirstPacket => Self::FirstPacket,
         }
     }
 }

@@ -445,3 +445,126 @@ fn nothing_was_refused(lab: &Lab) -> Result<()> {
     }
     Ok(())
 }
+
+/// What is said of a series by a killick's metrics.
+fn metric(lab: &Lab, node: &str, series: &str) -> Result<f64> {
+    let text = scrape(lab, node)?;
+    let line = text.lines().find_map(|l| l.strip_prefix(series)?.strip_prefix(' '));
+    Ok(line.ok_or_else(|| format!("{node} has no {series}"))?.parse()?)
+}
+
+/// The core routes a's home pools to a, as it does where aggregates are announced.
+fn route_pools_to_a(lab: &Lab) -> Result<()> {
+    for (family, pool, anchor) in
+        [("-4", "10.1.1.0/24", "10.0.0.1"), ("-6", "2001:db8:1:1::/64", "2001:db8::1")]
+    {
+        for router in ["c1", "c2"] {
+            let told = lab.sh(router, &format!("ip {family} -j route get {anchor}"))?;
+            let route: serde_json::Value = serde_json::from_str(&told)?;
+            let gateway = route[0]["gateway"].as_str().ok_or("no way to a")?;
+            lab.sh(router, &format!("ip {family} route add {pool} via {gateway}"))?;
+        }
+    }
+    Ok(())
+}
+
+const H1: [&str; 2] = ["10.1.1.10", "2001:db8:1:1::10"];
+
+/// Pings to h1 that cn2 has an answer to, of ten for each address.
+fn answered(lab: &Lab) -> Result<[usize; 2]> {
+    let mut counts = [0; 2];
+    for (count, address) in counts.iter_mut().zip(H1) {
+        let told = lab.sh("cn2", &format!("ping -n -c 10 -i 0.02 -W 1 {address} || true"))?;
+        *count = told.lines().filter(|line| line.contains("bytes from")).count();
+    }
+    Ok(counts)
+}
+
+/// i2 asks, and nobody answers it for a while: first packets wait (in vain), take the triangle
+/// through the home anchor, or are dropped. When the answer comes, all go through a tunnel.
+fn first_packets(encapsulation: &str, inner: &str) -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    let mut stage = Stage::set_with(LISP, |lab| {
+        add_to_lisp(lab, |name| {
+            let plane = format!("encapsulation = \"{encapsulation}\"\n");
+            let inside =
+                if name.starts_with('i') { "[\"eth2\"]" } else { "[\"eth11\", \"eth12\"]" };
+            plane + &inner.replace("INSIDE", inside)
+        })
+    })?;
+    route_pools_to_a(&stage.lab)?;
+    for (first, reached) in [("drop", false), ("hold", false), ("triangle", true)] {
+        stage.kill("i2");
+        let path = stage.lab.namespace("i2")?.path(CONFIG);
+        let text = fs::read_to_string(&path)?;
+        let without = text.lines().filter(|line| !line.starts_with("first-packets"));
+        let without: String = without.map(|line| format!("{line}\n")).collect();
+        let policy = "policy = \"query\"\n";
+        let with = format!("{policy}first-packets = \"{first}\"\n");
+        fs::write(&path, without.replace(policy, &with))?;
+        stage.lab.sh("i2", "ip route add unreachable 10.0.0.50")?;
+        stage.lab.start("i2")?;
+        let lab = &stage.lab;
+        wait_until("i2 has forgotten what it knew", LIMIT, || {
+            let cache = lab.killick_json("i2", "lisp map-cache")?;
+            let status = lab.killick_json("i2", "status")?;
+            let groups = metric(lab, "i2", "killick_encap_groups")?;
+            let empty = cache["items"].as_array().is_some_and(Vec::is_empty);
+            Ok((empty && groups == 0.0 && status["ready"] == true).then_some(()))
+        })?;
+        let counter = match first {
+            "drop" => "killick_encap_dropped_packets_total{reason=\"first_packet\"}",
+            "hold" => "killick_encap_dropped_packets_total{reason=\"not_held\"}",
+            _ => "killick_encap_packets_total{direction=\"around\"}",
+        };
+        let wanted = if reached { [10, 10] } else { [0, 0] };
+        wait_until(&format!("{encapsulation}, {first}: {wanted:?} are answered"), LIMIT, || {
+            let found = answered(lab)?;
+            if found == wanted { Ok(Some(())) } else { Err(format!("{found:?}").into()) }
+        })?;
+        wait_until(&format!("{encapsulation}, {first}: {counter} counts"), LIMIT, || {
+            let found = metric(lab, "i2", counter)?;
+            if found >= 20.0 { Ok(Some(())) } else { Err(format!("{found}").into()) }
+        })?;
+        lab.sh("i2", "ip route del unreachable 10.0.0.50")?;
+        wait_until(&format!("{encapsulation}, {first}: i2 has its answer"), 2 * LIMIT, || {
+            let found = answered(lab)?;
+            let cache = lab.killick_json("i2", "lisp map-cache")?;
+            let all = cache["items"].as_array().ok_or("no map-cache")?;
+            let knows = |pool: &str| all.iter().any(|m| m["eid"] == pool);
+            let done = found == [10, 10] && knows("10.1.1.0/24") && knows("2001:db8:1:1::/64");
+            if done { Ok(Some(())) } else { Err(format!("{found:?} {cache}").into()) }
+        })?;
+        // All of it in tunnels now. Counters are copied once a second: of two copies, the first
+        // may tell of what was before.
+        let encapsulated = "killick_encap_packets_total{direction=\"encapsulated\"}";
+        let mut counts = Vec::new();
+        for _ in 0..2 {
+            let start = metric(lab, "i2", encapsulated)?;
+            assert_eq!(answered(lab)?, [10, 10], "{encapsulation}, {first}");
+            wait_until("the counters are copied", LIMIT, || {
+                Ok((metric(lab, "i2", encapsulated)? >= start + 20.0).then_some(()))
+            })?;
+            counts.push(metric(lab, "i2", counter)?);
+        }
+        assert_eq!(counts[0], counts[1], "{encapsulation}, {first}");
+    }
+    Ok(())
+}
+
+#[test]
+fn first_packets_wait_or_take_the_triangle_or_are_dropped_tun() -> Result<()> {
+    first_packets("tun", "")
+}
+
+#[test]
+fn first_packets_wait_or_take_the_triangle_or_are_dropped_gpe() -> Result<()> {
+    first_packets("gpe", "")
+}
+
+#[test]
+fn first_packets_wait_or_take_the_triangle_or_are_dropped_ebpf() -> Result<()> {
+    first_packets("ebpf", "inner-interfaces = INSIDE\nouter-interfaces = [\"eth1\"]\n")
+}

@@ -326,7 +326,15 @@ impl Checker<'_, '_> {
                     "add [[lisp.map-server]]",
                 );
             }
-            all.push(Ingress { prefix, policy });
+            if policy == IngressPolicy::Default && entry.first_packets.is_some() {
+                self.warn(
+                    &format!("{table}.first-packets"),
+                    "nothing is asked with the policy \"default\"",
+                    "remove it",
+                );
+            }
+            let first_packets = entry.first_packets.unwrap_or_default();
+            all.push(Ingress { prefix, policy, first_packets });
         }
         let covers = |pool: &Prefix| all.iter().any(|i| i.prefix.family() == pool.family());
         if !all.is_empty() && !pools.is_empty() && !pools.iter().any(covers) {

@@ -720,7 +720,8 @@ impl Encapsulator for Ebpf {
             DropReason::Instance => sum.reason[reason::INSTANCE],
             DropReason::Policy => sum.reason[reason::POLICY],
             DropReason::Unreachable => sum.reason[reason::UNREACHABLE],
-            DropReason::NotHeld => 0, // the one behind the punt device holds and counts
+            // The one behind the punt device has them, and counts.
+            DropReason::NotHeld | DropReason::FirstPacket => 0,
             DropReason::TooBig => sum.reason[reason::TOO_BIG],
             DropReason::TimeToLive => sum.reason[reason::TTL],
             DropReason::Underlay => sum.reason[reason::UNDERLAY],
@@ -729,6 +730,7 @@ impl Encapsulator for Ebpf {
             encapsulated: count(0),
             decapsulated: count(1),
             late: count(2),
+            around: EntryCount::default(),
             held: 0,
             dropped,
         })

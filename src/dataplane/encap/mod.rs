@@ -106,10 +106,12 @@ pub enum DropReason {
     TimeToLive,
     /// The underlay did not take it.
     Underlay,
+    /// To a punted entry whose first packets are not wanted.
+    FirstPacket,
 }
 
 impl DropReason {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NotAllowed,
         Self::Malformed,
         Self::Instance,
@@ -119,6 +121,7 @@ impl DropReason {
         Self::TooBig,
         Self::TimeToLive,
         Self::Underlay,
+        Self::FirstPacket,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -132,6 +135,7 @@ impl DropReason {
             Self::TooBig => "too_big",
             Self::TimeToLive => "time_to_live",
             Self::Underlay => "underlay",
+            Self::FirstPacket => "first_packet",
         }
     }
 }
@@ -146,6 +150,8 @@ pub struct Totals {
     pub decapsulated: EntryCount,
     /// Taken out and put into a tunnel again: the node has left.
     pub late: EntryCount,
+    /// To a punted entry, and sent by the ordinary routes meanwhile.
+    pub around: EntryCount,
     /// Held for a punted entry, now.
     pub held: u64,
     /// In the order of [`DropReason::ALL`].

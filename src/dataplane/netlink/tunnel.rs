@@ -51,8 +51,10 @@ const RTA_NH_ID: u16 = 30;
 
 const FRA_IIFNAME: u16 = 3;
 const FRA_PRIORITY: u16 = 6;
+const FRA_FWMARK: u16 = 10;
 const FRA_PROTOCOL: u16 = 21;
 const FR_ACT_TO_TBL: u8 = 1;
+const FR_ACT_UNREACHABLE: u8 = 7;
 
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
@@ -257,13 +259,40 @@ impl Tunnels {
         from: Option<&str>,
         table: u8,
     ) -> Result<(), OpError> {
-        let protocol = self.protocol;
-        let result = self.one(|_, out| {
-            let family = family_octet(family);
-            out.extend_from_slice(&[family, 0, 0, 0, table, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0]);
+        self.new_rule(family, priority, table, FR_ACT_TO_TBL, |out| {
             if let Some(name) = from {
                 push_text(out, FRA_IIFNAME, name);
             }
+        })
+    }
+
+    /// Packets with this mark look into the main table, and nowhere else: two rules, of this
+    /// priority and the next.
+    pub fn set_mark_rules(
+        &mut self,
+        family: Family,
+        priority: u32,
+        mark: u32,
+    ) -> Result<(), OpError> {
+        let of_mark = |out: &mut Vec<u8>| push_u32(out, FRA_FWMARK, mark);
+        // The second one first: a packet never meets the first alone.
+        self.new_rule(family, priority + 1, 0, FR_ACT_UNREACHABLE, of_mark)?;
+        self.new_rule(family, priority, libc::RT_TABLE_MAIN, FR_ACT_TO_TBL, of_mark)
+    }
+
+    fn new_rule(
+        &mut self,
+        family: Family,
+        priority: u32,
+        table: u8,
+        action: u8,
+        selectors: impl Fn(&mut Vec<u8>),
+    ) -> Result<(), OpError> {
+        let protocol = self.protocol;
+        let result = self.one(|_, out| {
+            let family = family_octet(family);
+            out.extend_from_slice(&[family, 0, 0, 0, table, 0, 0, action, 0, 0, 0, 0]);
+            selectors(out);
             push_u32(out, FRA_PRIORITY, priority);
             push(out, FRA_PROTOCOL, &[protocol]);
             (libc::RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL)
