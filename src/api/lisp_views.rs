@@ -49,6 +49,9 @@ pub struct MapCacheView {
 pub struct RegistrationView {
     pub instance_id: u32,
     pub eid: Prefix,
+    /// Of a source/destination pair (RFC 8060 §4.8): whose traffic it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Prefix>,
     pub rlocs: Vec<RlocView>,
     pub version: u16,
     /// `registered` (at a map-server), `confirmed`, `pending`, `withdrawing` (at an anchor).

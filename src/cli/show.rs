@@ -310,7 +310,10 @@ pub fn registrations(view: &[RegistrationView]) -> Table {
     for r in view {
         table.row(vec![
             r.instance_id.to_string(),
-            r.eid.to_string(),
+            match r.source {
+                Some(source) => format!("{source} → {}", r.eid),
+                None => r.eid.to_string(),
+            },
             rlocs(&r.rlocs, None),
             r.state.clone(),
             text(r.with.as_ref()),

@@ -142,6 +142,7 @@ pub fn registrations(
             RegistrationView {
                 instance_id: r.iid.0,
                 eid: r.prefix,
+                source: r.source,
                 rlocs: match bound {
                     Some(binding) => rlocs(lisp, &RlocSet::from(&binding.fe_e)),
                     None => records(r.rlocs),
@@ -186,6 +187,7 @@ pub fn registrations(
             items.push(RegistrationView {
                 instance_id: r.iid.0,
                 eid: r.prefix,
+                source: None,
                 rlocs: rlocs(lisp, &r.rlocs),
                 version: r.version.0,
                 state: word.to_owned(),

@@ -12,11 +12,16 @@ use crate::types::lisp::{InstanceId, MapVersion, XtrId};
 use crate::types::{Instant, Prefix};
 use crate::wire::lisp::{EidRecord, RlocRecord};
 
+/// Cursors from here on are of pairs: the table of EIDs has fewer places.
+const PAIRS_FROM: u32 = 1 << 31;
+
 /// One registered (or published) EID.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegistrationView<'a> {
     pub iid: InstanceId,
     pub prefix: Prefix,
+    /// Of a source/destination pair: whose traffic it is about.
+    pub source: Option<Prefix>,
     /// Who registers it; `None`: it is published from the location database only.
     pub site: Option<&'a str>,
     pub xtr: Option<XtrName>,
@@ -68,6 +73,8 @@ pub struct LookupView<'a> {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sizes {
     pub eids: usize,
+    /// Source/destination pairs.
+    pub pairs: usize,
     pub rloc_sets: usize,
     pub xtrs: usize,
     pub subscriptions: usize,
@@ -84,7 +91,11 @@ impl MapServer {
         cursor: u32,
         limit: usize,
     ) -> (Vec<RegistrationView<'_>>, Option<u32>) {
+        if cursor >= PAIRS_FROM {
+            return self.pairs_page(now, cursor - PAIRS_FROM, limit);
+        }
         let (slots, next) = self.registrations.page(cursor, limit);
+        let next = next.or((self.pairs.len() > 0).then_some(PAIRS_FROM));
         let seconds = Seconds::at(now).0;
         let view = |slot| {
             let entry = self.registrations.entry(slot);
@@ -95,6 +106,7 @@ impl MapServer {
             RegistrationView {
                 iid: key.iid(),
                 prefix: key.prefix(),
+                source: None,
                 site: xtr.map(|x| self.sites.get(x.site).name.as_str()),
                 xtr: xtr.map(|x| x.name),
                 rlocs: content.map_or(&[], |c| &c.rlocs),
@@ -107,6 +119,35 @@ impl MapServer {
             }
         };
         (slots.into_iter().map(view).collect(), next)
+    }
+
+    fn pairs_page(
+        &self,
+        now: Instant,
+        from: u32,
+        limit: usize,
+    ) -> (Vec<RegistrationView<'_>>, Option<u32>) {
+        let mut views = Vec::new();
+        for (key, pair) in self.pairs.page(from as usize, limit) {
+            let xtr = self.sites.find_xtr(pair.holder);
+            views.push(RegistrationView {
+                iid: key.destination.iid(),
+                prefix: key.destination.prefix(),
+                source: Some(key.source.prefix()),
+                site: xtr.map(|x| self.sites.get(x.site).name.as_str()),
+                xtr: xtr.map(|x| x.name),
+                rlocs: &pair.rlocs,
+                ttl_min: pair.ttl_min,
+                version: pair.version,
+                remaining: Some(pair.expires.instant() - now),
+                mobile: false,
+                merged: false,
+                proxy: pair.proxy,
+            });
+        }
+        let seen = from as usize + views.len();
+        let next = (seen < self.pairs.len()).then(|| u32::try_from(seen).ok()).flatten();
+        (views, next.map(|next| PAIRS_FROM + next))
     }
 
     /// A page of at most `limit` subscriptions from `cursor` on (0 at first), and the next cursor.
@@ -182,6 +223,7 @@ impl MapServer {
     pub fn sizes(&self) -> Sizes {
         Sizes {
             eids: self.registrations.len(),
+            pairs: self.pairs.len(),
             rloc_sets: self.registrations.contents_len(),
             xtrs: self.sites.xtrs_len(),
             subscriptions: self.subscriptions.len(),

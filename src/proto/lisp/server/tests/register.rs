@@ -148,11 +148,8 @@ fn more_specifics_are_accepted_only_where_configured() {
 fn other_kinds_of_eid_are_refused() {
     let mut lab = Lab::new();
     let mut etr = Peer::etr(A, 1);
-    let key = Eid::SourceDestination {
-        iid: ZERO,
-        source: prefix("10.0.0.0/8"),
-        destination: prefix("172.16.1.0/24"),
-    };
+    // A name.
+    let key = Eid::Other { mask_len: 0, octets: vec![0, 17, b'a', 0] };
     let first = record(ZERO, NET, &["192.0.2.1"]);
     lab.register(&mut etr, &[first.clone(), EidRecord { eid: key, ..first }]);
     assert_eq!(lab.refusals(), [Refusal::EidKind]);
