@@ -19,6 +19,7 @@ use crate::config::{self, Checked, Encapsulation, IngressPolicy, LispAlgorithm};
 use crate::dataplane::ebpf::{self, Ebpf, Hook, Role};
 use crate::dataplane::encap::Encapsulator;
 use crate::dataplane::encap::gpe::{self, Gpe};
+use crate::dataplane::netlink::Tunnels;
 use crate::dataplane::tun;
 use crate::gateway::Ingress;
 use crate::node::lisp::{Lisp, LispConfig, Stored, read_note};
@@ -371,6 +372,7 @@ pub fn open_encap(
         return Ok(None);
     }
     super::setup::check_rights(false)?;
+    set_home_routes(config)?;
     let engine = |used_for| tun::Config {
         used_for,
         iid: Some(lisp.iid),
@@ -416,6 +418,32 @@ pub fn open_encap(
         }
     };
     Ok(Some(Plane::new(plane, now)))
+}
+
+/// What comes out of a tunnel for an address of our own pools that nobody has attached would take our
+/// default route, and come back from a core that routes the pool to us, until its TTL is over. So our
+/// pools lead nowhere, where no other route of ours or of anybody says more.
+fn set_home_routes(config: &Checked) -> Result<(), RunError> {
+    /// The last of all routes of a prefix.
+    const METRIC: u32 = u32::MAX;
+    let failed = |error: String| {
+        RunError::io("routes for addresses of our pools that nobody has")(io::Error::other(error))
+    };
+    let Ok(table) = u8::try_from(config.kernel.table) else {
+        tracing::warn!(
+            table = config.kernel.table,
+            "packets for addresses of our pools that nobody has attached take the ordinary routes: kernel.table is above 255"
+        );
+        return Ok(());
+    };
+    let own = config.node.anchor_id;
+    let pools = config.mobility.as_ref().map(|m| m.pools.as_slice()).unwrap_or_default();
+    let delivers = config.mobility.as_ref().is_some_and(|m| m.fe_e != Locator::default());
+    let ours = pools.iter().filter(|p| delivers && p.home == Some(own));
+    let wanted: Vec<Prefix> = ours.map(|p| p.prefix).collect();
+    let mut tunnels =
+        Tunnels::open(config.kernel.protocol, METRIC).map_err(|error| failed(error.to_string()))?;
+    tunnels.set_blackholes(table, &wanted).map_err(|error| failed(error.to_string()))
 }
 
 fn first_packets(ingress: &config::Ingress) -> (Prefix, tun::FirstPackets) {

@@ -568,3 +568,49 @@ fn first_packets_wait_or_take_the_triangle_or_are_dropped_gpe() -> Result<()> {
 fn first_packets_wait_or_take_the_triangle_or_are_dropped_ebpf() -> Result<()> {
     first_packets("ebpf", "inner-interfaces = INSIDE\nouter-interfaces = [\"eth1\"]\n")
 }
+
+/// An address of a's pool that nobody has attached: its packets end at a, though the core would
+/// send them back to it. Those of hosts that are there, or away, do not.
+#[test]
+fn packets_for_nobody_do_not_go_around() -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    let mut stage = Stage::set(LISP)?;
+    route_pools_to_a(&stage.lab)?;
+    let lab = &stage.lab;
+    for address in ["10.1.1.99", "2001:db8:1:1::99"] {
+        // Once more when i2 has asked: what is sent first waits for that.
+        for _ in 0..2 {
+            let told = lab.sh("cn2", &format!("ping -n -c 3 -i 0.05 -W 1 {address} || true"))?;
+            assert!(!told.contains("bytes from") && !told.contains("exceeded"), "{told}");
+        }
+    }
+    let away = |lab: &Lab| -> Result<String> {
+        Ok(lab.sh("a", "ip route show type blackhole")?
+            + &lab.sh("a", "ip -6 route show type blackhole")?)
+    };
+    let shown = away(lab)?;
+    for pool in ["10.1.1.0/24", "2001:db8:1:1::/64"] {
+        assert!(shown.contains(&format!("blackhole {pool}")), "{shown}");
+    }
+    assert!(!shown.contains("10.1.2.0"), "not the pools of others: {shown}");
+    // Without the route they do.
+    lab.sh("a", "ip route del blackhole 10.1.1.0/24")?;
+    let told = lab.sh("cn2", "ping -n -c 3 -i 0.05 -W 1 10.1.1.99 || true")?;
+    assert!(told.contains("exceeded"), "{told}");
+    assert_eq!(answered(lab)?, [10, 10], "h1 at home");
+    stage.move_host("h1", "b")?;
+    stage.itrs_lead("h1", "b")?;
+    stage.host_is_reachable("h1")?;
+    assert_eq!(answered(&stage.lab)?, [10, 10], "h1 at b");
+    // Of a pool that is no longer ours nothing is left over.
+    stage.kill("a");
+    let pool = |home: &str| format!("prefix = \"2001:db8:1:1::/64\"\nhome = \"{home}\"");
+    rewrite(&stage.lab, "a", &[(&pool("a"), &pool("b"))])?;
+    stage.lab.start("a")?;
+    wait_until("a has given up a pool", LIMIT, || {
+        let shown = away(&stage.lab)?;
+        Ok((shown.contains("10.1.1.0/24") && !shown.contains("2001:db8:1:1::/64")).then_some(()))
+    })
+}
