@@ -21,8 +21,15 @@ use super::{Locator, Prefix};
 
 /// Names a transient path, and proves that it was agreed on: made by the pMA, told to the nMA in
 /// the context only, in each packet of the path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct PathKey(pub u128);
+
+impl std::fmt::Debug for PathKey {
+    /// Who knows a key can send packets to a node past the filters.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("PathKey(…)")
+    }
+}
 
 /// Where a killick takes packets of transient paths: one address of each family that it has, and
 /// the UDP port.
@@ -63,6 +70,8 @@ pub enum PathEnding {
     Silent,
     /// By [`TransientChange::Release`], or another path of the prefix.
     Replaced,
+    /// It could not be set up.
+    Failed,
 }
 
 /// Of one prefix, since its state began.
