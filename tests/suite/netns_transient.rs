@@ -691,3 +691,31 @@ fn a_source_is_held_until_it_is_delivered_here() {
         assert!(numbers.arrived().is_empty());
     }
 }
+
+#[test]
+fn a_device_that_is_deleted_ends_the_data_plane_and_holds_nothing_up() {
+    let Some(lab) = Lab::new() else { return };
+    let numbers = downlink(&lab);
+    let mut plane = lab.open(Anchor::Old, limits());
+    apply(&mut plane, |prefix| TransientChange::Hold { prefix, key: PathKey(1) });
+    lab.ip("old", "link del killick-hold");
+    until("it is told", || plane.events(&mut Vec::new()).is_err());
+    numbers.send(0..10);
+    assert_eq!(numbers.arrived(), (0..10).collect::<Vec<u32>>());
+}
+
+/// The device's queue is smaller than a burst while the thread has no time: counted as well.
+#[test]
+fn what_the_device_has_no_room_for_is_counted() {
+    let Some(lab) = Lab::new() else { return };
+    let numbers = downlink(&lab);
+    let mut plane = lab.open(Anchor::Old, limits());
+    lab.ip("old", "link set killick-hold txqueuelen 10");
+    let (prefix, key) = (Prefix::host(HOST4.into()), PathKey(1));
+    plane.apply(&TransientChange::Hold { prefix, key }).unwrap();
+    // Until it has happened: the thread may be quick.
+    until("some were dropped", || {
+        numbers.send(0..2000);
+        lab.inside("old", || plane.totals()).device_dropped > 0
+    });
+}

@@ -226,6 +226,8 @@ pub struct TransientTotals {
     pub flows_late: u64,
     pub flows_full: u64,
     pub ends_unanswered: u64,
+    /// In the devices, by the kernel: they were full.
+    pub device_dropped: u64,
     /// By [`TransientDrop`].
     pub dropped: [u64; TransientDrop::ALL.len()],
 

@@ -392,7 +392,7 @@ impl Entry {
             && self.queue.is_empty()
         {
             path.flushed = true;
-            common.events.push_back(TransientEvent::Flushed { prefix, counts: self.counts });
+            common.tell(TransientEvent::Flushed { prefix, counts: self.counts });
         }
         count
     }

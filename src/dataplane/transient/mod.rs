@@ -224,7 +224,7 @@ impl Engine {
     }
 
     fn hold(&mut self, prefix: Prefix, key: PathKey, now: Instant) -> Result<(), TransientError> {
-        let mut sequence = 0;
+        let mut sequence = self.take_past_out(key, prefix);
         if let Some(entry) = self.entries.find_mut(prefix) {
             match &entry.outlet {
                 Outlet::Hold { key: old, .. } if *old == key && entry.closing.is_none() => {
@@ -249,7 +249,7 @@ impl Engine {
     ) -> Result<(), TransientError> {
         let to = self.common.config.peer(end).ok_or(TransientError::NoFamily)?;
         let until = now + self.common.config.limits.forward;
-        let mut sequence = 0;
+        let mut sequence = self.take_past_out(key, prefix);
         if let Some(entry) = self.entries.find_mut(prefix) {
             let since = entry.since;
             match &mut entry.outlet {
@@ -298,7 +298,10 @@ impl Engine {
                 (inbound.from, inbound.peer, inbound.until) = (from, peer, until);
                 return;
             }
-            let inbound = Inbound::new(key, from, peer, until);
+            let mut inbound = Inbound::new(key, from, peer, until);
+            if let Some(window) = engine.take_past_in(key, prefix) {
+                inbound.window = window;
+            }
             let Engine { common, later, .. } = &mut *engine;
             if let Some(old) = entry.replace_inbound(inbound, now, common, later) {
                 engine.remember_in(prefix, old, now);
@@ -422,8 +425,9 @@ impl Engine {
         if let Outlet::Hold { .. } = entry.outlet {
             entry.outlet = Outlet::Kernel;
         }
-        entry.closing = Some(how);
-        self.closing.push_back(prefix);
+        if entry.closing.replace(how).is_none() {
+            self.closing.push_back(prefix);
+        }
     }
 
     // ---- what is left of paths ----------------------------------------------------------------
@@ -461,6 +465,31 @@ impl Engine {
         }
         self.past.insert((key, prefix), PastPath { past, at, until });
         self.past_due.insert((at, key, prefix));
+    }
+
+    /// A path that begins again under its key goes on counting, and its end is no longer said.
+    fn take_past_out(&mut self, key: PathKey, prefix: Prefix) -> u32 {
+        match self.past.get(&(key, prefix)).map(|path| &path.past) {
+            Some(Past::Out { sequence, .. }) => {
+                let sequence = *sequence;
+                self.forget(key, prefix);
+                sequence
+            }
+            Some(Past::In { .. }) | None => 0,
+        }
+    }
+
+    /// Likewise, what has come by it does not come again.
+    fn take_past_in(&mut self, key: PathKey, prefix: Prefix) -> Option<Box<Window>> {
+        if !matches!(self.past.get(&(key, prefix))?.past, Past::In { .. }) {
+            return None;
+        }
+        let path = self.past.remove(&(key, prefix))?;
+        self.past_due.remove(&(path.at, key, prefix));
+        match path.past {
+            Past::In { window, .. } => Some(window),
+            Past::Out { .. } => None,
+        }
     }
 
     fn forget(&mut self, key: PathKey, prefix: Prefix) {

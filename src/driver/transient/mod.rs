@@ -117,6 +117,7 @@ impl Shared {
 pub struct Transient {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    devices: Vec<String>,
 }
 
 impl Transient {
@@ -149,7 +150,9 @@ impl Transient {
         let thread = std::thread::Builder::new()
             .name("killick-hold".to_owned())
             .spawn(move || worker.run())?;
-        Ok(Self { shared, thread: Some(thread) })
+        let devices = [Some(&settings.device), settings.uplink.as_ref()];
+        let devices = devices.into_iter().flatten().cloned().collect();
+        Ok(Self { shared, thread: Some(thread), devices })
     }
 
     /// In force, and in the kernel, when this returns.
@@ -207,7 +210,8 @@ impl Transient {
     }
 
     pub fn totals(&self) -> TransientTotals {
-        self.shared.engine().totals()
+        let device_dropped = device::dropped(&self.devices);
+        TransientTotals { device_dropped, ..self.shared.engine().totals() }
     }
 
     /// In order of prefixes, those after `after`.

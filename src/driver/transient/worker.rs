@@ -144,6 +144,10 @@ impl Worker {
         if rc < 0 {
             return Err(io::Error::last_os_error());
         }
+        // Somebody has deleted a device.
+        if entries[..2].iter().any(|entry| entry.revents & libc::POLLERR != 0) {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "a device is gone"));
+        }
         let [device, uplink, first, second, wake] = entries.map(|entry| entry.revents != 0);
         if wake {
             self.shared.wake.silence();
