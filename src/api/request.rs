@@ -13,7 +13,7 @@ use super::lisp_views::{
 };
 pub use super::stream::Target;
 use super::views::{
-    AcceptedView, ContextView, FibRouteView, NeighborView, Page, RouteDetailView, RouteView,
+    AcceptedView, BfdSessionView, ContextView, FibRouteView, NeighborView, Page, RouteDetailView, RouteView,
     SessionView, StatusView, TraceView, TransferView,
 };
 use crate::types::{AnchorId, Family, Locator, MnId, Prefix};
@@ -49,6 +49,7 @@ pub struct RouteFilter {
 pub enum Request {
     Status,
     BgpNeighbors,
+    BfdSessions,
     BgpRoutes {
         family: Family,
         filter: RouteFilter,
@@ -105,6 +106,7 @@ pub struct Move {
 pub enum Reply {
     Status(Box<StatusView>),
     BgpNeighbors(Vec<NeighborView>),
+    BfdSessions(Vec<BfdSessionView>),
     BgpRoutes(Page<RouteView>),
     BgpRoute(RouteDetailView),
     Sessions(Page<SessionView>),

@@ -145,6 +145,7 @@ fn api_routes(shared: Shared) -> Router {
         .route("/v1/status", get(|s: State<Shared>| ask(s, Ok(Request::Status))))
         .route("/v1/health", get(health))
         .route("/v1/bgp/neighbors", get(|s: State<Shared>| ask(s, Ok(Request::BgpNeighbors))))
+        .route("/v1/bfd/sessions", get(|s: State<Shared>| ask(s, Ok(Request::BfdSessions))))
         .route("/v1/bgp/routes", get(bgp_routes))
         .route("/v1/bgp/route", get(bgp_route))
         .route("/v1/mobility/sessions", get(sessions))
@@ -271,6 +272,7 @@ fn show(reply: &Reply) -> Response {
     match reply {
         Reply::Status(data) => json("status", data),
         Reply::BgpNeighbors(data) => json("bgp-neighbors", data),
+        Reply::BfdSessions(data) => json("bfd-sessions", data),
         Reply::BgpRoutes(data) => json("bgp-routes", data),
         Reply::BgpRoute(data) => json("bgp-route", data),
         Reply::Sessions(data) => json("mobility-sessions", data),

@@ -166,6 +166,42 @@ pub struct NeighborView {
     pub queue_bytes: u64,
 }
 
+/// A BFD session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BfdSessionView {
+    pub address: IpAddr,
+    pub local_address: Option<IpAddr>,
+    pub interface: Option<String>,
+    pub multihop: bool,
+    /// `admin-down`, `down`, `init` or `up`.
+    pub state: String,
+    pub since_s: u64,
+    /// Why it is in this state, in words.
+    pub diagnostic: String,
+    pub remote_state: String,
+    pub remote_diagnostic: String,
+    pub discriminator: u32,
+    /// 0 while it is not known.
+    pub remote_discriminator: u32,
+    /// BFD of the other end outlives its control plane (the C bit).
+    pub control_plane_independent: bool,
+    pub authenticated: bool,
+    /// Between two packets of ours, before jitter.
+    pub transmit_interval_us: u64,
+    /// Silence of the other end that is a failure; 0 before it was heard.
+    pub detection_time_us: u64,
+    pub multiplier: u8,
+    pub packets_in: u64,
+    pub packets_out: u64,
+    pub packets_discarded: u64,
+    /// Times it came up, and times it left that state.
+    pub ups: u64,
+    pub downs: u64,
+    /// BGP neighbours whose sessions end with this path.
+    pub neighbors: Vec<IpAddr>,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct NeighborFamilyView {

@@ -17,7 +17,7 @@ use hyper::Method;
 use serde::de::DeserializeOwned;
 
 use args::{
-    Ask, AttachArgs, Bgp, Cli, Command, ConfigArgs, Ctx, Explain, FeE, Fib, Lisp, Mobility, Output,
+    Ask, AttachArgs, Bfd, Bgp, Cli, Command, ConfigArgs, Ctx, Explain, FeE, Fib, Lisp, Mobility, Output,
     Tls,
 };
 use show::Pages;
@@ -180,6 +180,9 @@ impl<W: Write> Asker<W> {
             }
             Ask::Bgp(Bgp::Neighbors) => {
                 self.table("/v1/bgp/neighbors", |view: Vec<_>| show::neighbors(&view)).await
+            }
+            Ask::Bfd(Bfd::Sessions) => {
+                self.table("/v1/bfd/sessions", |view: Vec<_>| show::bfd_sessions(&view)).await
             }
             Ask::Bgp(Bgp::Routes(args)) => match args.prefix {
                 Some(prefix) => {

@@ -5,7 +5,7 @@ use crate::api::lisp_views::{
     ExplainView, LookupView, MapCacheView, ProbeView, RegistrationView, RlocView, SubscriptionView,
 };
 use crate::api::views::{
-    AcceptedView, EncapStatusView, FibRouteView, NeighborView, RouteDetailView, RouteView,
+    AcceptedView, BfdSessionView, EncapStatusView, FibRouteView, NeighborView, RouteDetailView, RouteView,
     SessionView, StatusView, StepView, TraceView, TransferView,
 };
 use crate::types::Family;
@@ -134,6 +134,33 @@ pub fn neighbors(view: &[NeighborView]) -> Table {
             advertised.map_or_else(|| "-".to_owned(), |n| n.to_string()),
             n.flaps.to_string(),
             description,
+        ]);
+    }
+    table
+}
+
+pub fn bfd_sessions(view: &[BfdSessionView]) -> Table {
+    let heads = ["address", "hops", "state", "since", "remote", ">tx ms", ">detect ms"];
+    let mut table = Table::new(&[&heads[..], &[">downs", "neighbors", "diagnostic"]].concat());
+    for s in view {
+        let neighbors: Vec<String> = s.neighbors.iter().map(ToString::to_string).collect();
+        // Whoever ended the session says why.
+        let diagnostic = match s.remote_state.as_str() {
+            "admin-down" => format!("the other end: {}", s.remote_diagnostic),
+            _ if s.state == "up" => String::new(),
+            _ => s.diagnostic.clone(),
+        };
+        table.row(vec![
+            s.address.to_string(),
+            if s.multihop { "multi" } else { "single" }.to_owned(),
+            s.state.clone(),
+            age(s.since_s),
+            s.remote_state.clone(),
+            milliseconds(s.transmit_interval_us),
+            milliseconds(s.detection_time_us),
+            s.downs.to_string(),
+            neighbors.join(", "),
+            diagnostic,
         ]);
     }
     table

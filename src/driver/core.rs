@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinHandle};
 
 use super::access::Access;
+use super::bfd::Bfd;
 use super::bgp::Connections;
 use super::links::Links;
 use super::lisp::udp::Control;
@@ -89,6 +90,8 @@ pub struct State {
     pub connections: Connections,
     pub links: Links,
     pub access: Access,
+    /// The sockets of path liveness.
+    pub bfd: Option<Bfd>,
     /// The control sockets of the mapping service.
     pub control: Option<Control>,
     /// What encapsulates.
@@ -103,6 +106,8 @@ pub struct State {
     entries: Vec<ForwardingChange>,
     said: Vec<speaker::Output>,
     signals: Vec<(AnchorId, Signal)>,
+    /// Packets of BFD sessions of this turn.
+    liveness: Vec<(u32, Vec<u8>)>,
     /// Control messages of this turn.
     messages: Vec<(std::net::SocketAddr, Option<std::net::IpAddr>, Vec<u8>)>,
     encap_changes: Vec<EncapChange>,
@@ -136,6 +141,7 @@ impl State {
             connections: Connections::default(),
             links,
             access,
+            bfd: None,
             control: None,
             encap: None,
             monitor,
@@ -146,6 +152,7 @@ impl State {
             entries: Vec::new(),
             said: Vec::new(),
             signals: Vec::new(),
+            liveness: Vec::new(),
             messages: Vec::new(),
             encap_changes: Vec::new(),
             sensors: BTreeSet::new(),
@@ -226,6 +233,11 @@ impl Core {
         for (to, signal) in std::mem::take(&mut state.signals) {
             state.links.send(to, signal, now);
         }
+        if let (Some(bfd), Some(paths)) = (&mut state.bfd, &state.node.paths) {
+            for (session, octets) in state.liveness.drain(..) {
+                bfd.send(session, paths.table.path(session), &octets);
+            }
+        }
         if let Some(control) = &mut state.control {
             for (to, from, octets) in state.messages.drain(..) {
                 control.queue(to, from, &octets);
@@ -251,6 +263,7 @@ impl Core {
                 state.said.push(output);
             }
             Output::Signal { to, signal } => state.signals.push((to, signal)),
+            Output::Bfd { session, octets } => state.liveness.push((session, octets)),
             Output::Lisp { to, from, octets } => state.messages.push((to, from, octets)),
             Output::Encap(change) => state.encap_changes.push(change),
             Output::Note(note) => {
@@ -296,6 +309,36 @@ impl Core {
         self.follow(state, &mut out, now);
         state.out = out;
         more
+    }
+
+    /// Datagrams of BFD sessions. True when there may be more.
+    pub fn turn_bfd(self: &Rc<Self>) -> bool {
+        let mut state = self.state.borrow_mut();
+        let state = &mut *state;
+        let Some(mut bfd) = state.bfd.take() else { return false };
+        let now = self.clock.now();
+        let mut out = std::mem::take(&mut state.out);
+        let names = state.node.paths.as_ref().is_some_and(|p| p.table.needs_interfaces());
+        let more = bfd.receive(names, |arrival, payload| {
+            state.node.handle_bfd(arrival, payload, now, &mut out);
+        });
+        state.bfd = Some(bfd);
+        self.follow(state, &mut out, now);
+        state.out = out;
+        more
+    }
+
+    /// Before a session is said to be silent, what it may have said is read: this thread may have
+    /// been busy, or stopped.
+    fn turn_bfd_due(self: &Rc<Self>) {
+        let due = match &self.state.borrow().node.paths {
+            Some(paths) => paths.poll_timeout() <= self.now(),
+            None => false,
+        };
+        if due {
+            // As much as lies there, but no peer can keep us here.
+            let _ = self.turn_bfd();
+        }
     }
 
     /// What the encapsulating data plane noticed. True when there may be more.
@@ -501,6 +544,7 @@ impl Core {
             self.carry_links();
             self.turn_kernel(|forwarding, now, events| forwarding.handle_timeout(now, events));
             self.turn_encap_timeout();
+            self.turn_bfd_due();
             self.turn(|node, now, out| node.handle_timeout(now, out));
             self.prune();
         }

@@ -10,6 +10,7 @@
 //! the next start adopts what it finds.
 
 pub mod access;
+pub mod bfd;
 pub mod bgp;
 pub mod core;
 pub mod gauges;
@@ -51,6 +52,8 @@ pub enum RunError {
         "access links and kernel routes need {0}: start it as root, or give it that capability"
     )]
     Rights(&'static str),
+    #[error("BFD to {address}: {why}")]
+    Bfd { address: std::net::IpAddr, why: String },
     #[error("neighbor {address}: {why}")]
     Neighbor { address: std::net::IpAddr, why: String },
 }
@@ -103,6 +106,7 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
     if let Some(lisp) = parts.lisp {
         core.turn(|node, now, out| node.start_lisp(lisp, now, out));
     }
+    bfd::start(&core, config)?;
     setup::restore(&core, parts.stored);
     metrics.health.done(Waiting::Store);
     for neighbor in parts.neighbors {
@@ -119,6 +123,7 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
     tokio::task::spawn_local(Rc::clone(&core).run_syncs());
     tokio::task::spawn_local(Rc::clone(&core).run_kernel());
     tokio::task::spawn_local(gauges::run(Rc::clone(&core)));
+    bfd::run(&core);
     tokio::task::spawn_local(mapping::run_control(Rc::clone(&core)));
     tokio::task::spawn_local(mapping::run_encap(Rc::clone(&core)));
     if core.state.borrow().encap.is_some() {
@@ -128,6 +133,7 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
     tracing::info!(name = %config.node.name, id = %config.node.anchor_id, "killick runs");
     wait_for_end().await?;
     timers.abort();
+    bfd::farewell(&core).await;
     tracing::info!("stopping; routes and deliveries stay in the kernel");
     // Nothing is said on the sessions: neighbours keep our routes over a restart (RFC 4724).
     drop(server);

@@ -135,6 +135,7 @@ fn ask(state: &State, request: Request, clock: &Clock, now: Instant) -> Answered
     match request {
         Request::Status => Ok(Reply::Status(Box::new(views::status(state, now)))),
         Request::BgpNeighbors => Ok(Reply::BgpNeighbors(views::neighbors(state, now))),
+        Request::BfdSessions => Ok(Reply::BfdSessions(views::bfd_sessions(state, now))),
         Request::BgpRoutes { family, filter, paging } => routes(state, family, &filter, &paging),
         Request::BgpRoute(prefix) => {
             let speaker = node.speaker.as_ref().ok_or_else(no_bgp)?;

@@ -3,6 +3,7 @@
 
 use std::net::IpAddr;
 
+use super::bfd::Paths;
 use super::flow::Node;
 use super::output::Output;
 use super::timeline::Detail;
@@ -170,6 +171,7 @@ impl Node {
             self.iec.poll_timeout(),
             self.location.poll_timeout(),
             self.lisp_poll_timeout(),
+            self.paths.as_ref().map(Paths::poll_timeout),
         ]
         .into_iter()
         .flatten()
@@ -202,6 +204,7 @@ impl Node {
             self.handle_lease_end(prefix, now, out);
         }
         self.handle_lisp_timeout(now, out);
+        self.handle_bfd_timeout(now, out);
         if self.speaker.is_some() {
             self.handle_bgp_timeout(now, out);
         }

@@ -73,6 +73,11 @@ pub enum Output {
         from: Option<std::net::IpAddr>,
         octets: Vec<u8>,
     },
+    /// A packet of the BFD session with this discriminator.
+    Bfd {
+        session: u32,
+        octets: Vec<u8>,
+    },
     /// A desired change of the encapsulating data plane.
     Encap(EncapChange),
     /// To be stored like a [`Record`].
