@@ -13,8 +13,8 @@ use super::lisp_views::{
 };
 pub use super::stream::Target;
 use super::views::{
-    AcceptedView, BfdSessionView, ContextView, FibRouteView, NeighborView, Page, RouteDetailView, RouteView,
-    SessionView, StatusView, TraceView, TransferView,
+    AcceptedView, BfdSessionView, ContextView, FibRouteView, NeighborView, Page, RouteDetailView,
+    RouteView, SessionView, StatusView, TraceView, TransferView,
 };
 use crate::types::{AnchorId, Family, Locator, MnId, Prefix};
 

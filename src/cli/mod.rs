@@ -17,8 +17,8 @@ use hyper::Method;
 use serde::de::DeserializeOwned;
 
 use args::{
-    Ask, AttachArgs, Bfd, Bgp, Cli, Command, ConfigArgs, Ctx, Explain, FeE, Fib, Lisp, Mobility, Output,
-    Tls,
+    Ask, AttachArgs, Bfd, Bgp, Cli, Command, ConfigArgs, Ctx, Explain, FeE, Fib, Lisp, Mobility,
+    Output, Tls,
 };
 use show::Pages;
 use table::Table;

@@ -5,8 +5,8 @@ use crate::api::lisp_views::{
     ExplainView, LookupView, MapCacheView, ProbeView, RegistrationView, RlocView, SubscriptionView,
 };
 use crate::api::views::{
-    AcceptedView, BfdSessionView, EncapStatusView, FibRouteView, NeighborView, RouteDetailView, RouteView,
-    SessionView, StatusView, StepView, TraceView, TransferView,
+    AcceptedView, BfdSessionView, EncapStatusView, FibRouteView, NeighborView, RouteDetailView,
+    RouteView, SessionView, StatusView, StepView, TraceView, TransferView,
 };
 use crate::types::Family;
 

@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::file::{
-    BfdAlgorithm, Encapsulation, IngressPolicy, LispAlgorithm, LogFormat, MaxPrefixAction, Mode, Role,
+    BfdAlgorithm, Encapsulation, IngressPolicy, LispAlgorithm, LogFormat, MaxPrefixAction, Mode,
+    Role,
 };
 use crate::types::lisp::{InstanceId, SiteId, XtrId};
 use crate::types::{AnchorId, Family, Locator, MacAddr, MnId, Prefix};

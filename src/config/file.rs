@@ -250,6 +250,10 @@ pub struct NeighborBfdSection {
     /// Default: any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub interface: Option<String>,
+    /// Multihop: packets with a smaller TTL are from farther away, and are not believed. Not all
+    /// routers send with 255: BIRD does with 64. Default: any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_ttl: Option<u8>,
     /// File whose first line is the key of the session, 1 to 20 octets. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_file: Option<PathBuf>,

@@ -5,10 +5,10 @@ use std::net::IpAddr;
 use super::core::{Clock, State};
 use super::store::Store;
 use crate::api::views::{
-    AttachmentView, AttributeView, BfdSessionView, BgpStatusView, ContextPrefixView, ContextView, EncapStatusView,
-    FibRouteView, KernelStatusView, LispStatusView, MobilityStatusView, NeighborFamilyView,
-    NeighborView, PeerView, RouteDetailView, RouteView, SessionView, StatusView, StepView,
-    TraceView, TransferView,
+    AttachmentView, AttributeView, BfdSessionView, BgpStatusView, ContextPrefixView, ContextView,
+    EncapStatusView, FibRouteView, KernelStatusView, LispStatusView, MobilityStatusView,
+    NeighborFamilyView, NeighborView, PeerView, RouteDetailView, RouteView, SessionView,
+    StatusView, StepView, TraceView, TransferView,
 };
 use crate::api::{ApiError, ErrorCode};
 use crate::dataplane::Kind;

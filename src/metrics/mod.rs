@@ -4,12 +4,14 @@
 //!
 //! `docs/metrics.md` is generated from here; a test keeps it in step.
 
+mod bfd;
 mod catalogue;
 mod health;
 mod label;
 mod lisp;
 mod process;
 
+pub use bfd::*;
 pub use catalogue::*;
 pub use health::{Health, Waiting};
 pub use label::{Label, Per};
@@ -24,6 +26,7 @@ pub struct Metrics {
     registry: Registry,
     pub health: Health,
     pub event_loop_lag: prometheus::Histogram,
+    pub bfd: BfdMetrics,
     pub bgp: BgpMetrics,
     pub rib: RibMetrics,
     pub mobility: MobilityMetrics,
@@ -53,6 +56,7 @@ impl Metrics {
                 "How much later than due the routing thread woke up",
                 FAST_BUCKETS,
             ),
+            bfd: BfdMetrics::new(&make),
             bgp: BgpMetrics::new(&make, neighbors),
             rib: RibMetrics::new(&make),
             mobility: MobilityMetrics::new(&make),

@@ -18,6 +18,7 @@ mod topology;
 #[path = "../../containerlab/runner/traffic.rs"]
 mod traffic;
 
+mod bfd;
 mod core;
 mod instruments;
 mod interrupted;

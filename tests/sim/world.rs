@@ -922,7 +922,10 @@ impl World {
                     Output::Persist { prefix, record } => records.push((prefix, record)),
                     Output::Frame { link, octets } => frames.push((link, octets)),
                     Output::LinkNodes { .. } | Output::Observed(_) => {}
-                    Output::Lisp { .. } | Output::Encap(_) | Output::Note(_) | Output::Bfd { .. } => {
+                    Output::Lisp { .. }
+                    | Output::Encap(_)
+                    | Output::Note(_)
+                    | Output::Bfd { .. } => {
                         unreachable!("no node of this world has the mapping service")
                     }
                 }

@@ -5,9 +5,7 @@ use std::time::Duration;
 
 use super::super::Period;
 use super::super::checked::{Bfd, BfdKey, NeighborBfd};
-use super::super::file::{
-    self, BfdSection, File, NeighborBfdSection, NeighborSection, Role,
-};
+use super::super::file::{self, BfdSection, File, NeighborBfdSection, NeighborSection, Role};
 use super::Checker;
 use crate::types::Locator;
 
@@ -88,12 +86,15 @@ impl Checker<'_, '_> {
             self.error(&format!("{at}.key-id"), "needs a `key-file`");
         }
         let address = neighbor.address?;
+        if !multihop && written.min_ttl.is_some() {
+            self.error_hint(
+                &format!("{at}.min-ttl"),
+                "over one hop the TTL is always 255 (RFC 5881 §5)",
+                "remove it",
+            );
+        }
         let mut path = self.bfd_path(file, &written, address, neighbor.local_address, multihop);
-        path.ttl_min = match neighbor.ttl_security_hops {
-            // GTSM (RFC 5082): each hop but the last takes one of 255.
-            Some(hops) if multihop => 255 - hops.saturating_sub(1),
-            Some(_) | None => 0,
-        };
+        path.ttl_min = written.min_ttl.unwrap_or(0);
         Some(Some(NeighborBfd { path, strict: written.strict.unwrap_or(false) }))
     }
 
@@ -107,7 +108,8 @@ impl Checker<'_, '_> {
     ) -> Bfd {
         let none = BfdSection::default();
         let all = file.bfd.as_ref().unwrap_or(&none);
-        let period = |own: Option<Period>, all: Option<Period>| own.or(all).map_or(DEFAULT, |p| p.0);
+        let period =
+            |own: Option<Period>, all: Option<Period>| own.or(all).map_or(DEFAULT, |p| p.0);
         Bfd {
             remote,
             local,

@@ -13,10 +13,13 @@ use std::time::Duration;
 pub use socket::{Bfd, BfdCounters};
 
 use super::RunError;
-use super::core::Core;
+use super::core::{Core, State};
+use super::gauges::{count, raise};
 use crate::auth::{BfdKey, Secret};
 use crate::config::{self, BfdAlgorithm, Checked};
-use crate::proto::bfd::{Hops, Path, SessionConfig};
+use crate::metrics::{BfdDiscard, Direction, Metrics};
+use crate::proto::bfd::{Discard, Hops, Path, SessionConfig};
+use crate::wire::bfd;
 
 /// How often the end is told, and how far apart: one packet may be lost, and a peer that misses
 /// all would take our stop for a failure of the path.
@@ -115,4 +118,22 @@ pub async fn farewell(core: &Rc<Core>) {
         core.turn(|node, now, out| node.shut_down_paths(now, out));
         tokio::time::sleep(FAREWELL_PAUSE).await;
     }
+}
+
+pub fn copy_gauges(state: &State, metrics: &Metrics) {
+    let (Some(paths), Some(sockets)) = (&state.node.paths, &state.bfd) else { return };
+    let (m, c) = (&metrics.bfd, paths.table.counters());
+    for of in bfd::State::ALL {
+        m.sessions.get(of.into()).set(count(paths.table.in_state(of)));
+        raise(m.transitions.get(of.into()), c.transitions(of));
+    }
+    raise(m.packets.get(Direction::In), c.received);
+    raise(m.packets.get(Direction::Out), c.sent);
+    for why in Discard::ALL {
+        raise(m.discards.get(why.into()), c.discarded(why));
+    }
+    let c = sockets.counters();
+    raise(m.discards.get(BfdDiscard::TooLong), c.too_long);
+    raise(&m.send_errors, c.send_refused);
+    raise(&m.receive_errors, c.receive_errors);
 }

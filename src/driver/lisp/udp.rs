@@ -293,7 +293,10 @@ impl Endpoint {
 }
 
 /// Beyond net.core.rmem_max where that is allowed; a smaller buffer only means more repetitions.
-pub(in crate::driver) fn set_receive_buffer(socket: &impl AsRawFd, octets: usize) -> io::Result<()> {
+pub(in crate::driver) fn set_receive_buffer(
+    socket: &impl AsRawFd,
+    octets: usize,
+) -> io::Result<()> {
     let size = libc::c_int::try_from(octets).expect("some MiB");
     set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &size)
         .or_else(|_| set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, &size))

@@ -406,13 +406,7 @@ impl Session {
         self.remote.state = State::Down;
     }
 
-    fn enter(
-        &mut self,
-        state: State,
-        diagnostic: Diagnostic,
-        now: Instant,
-        out: &mut Vec<Said>,
-    ) {
+    fn enter(&mut self, state: State, diagnostic: Diagnostic, now: Instant, out: &mut Vec<Said>) {
         let from = std::mem::replace(&mut self.state, state);
         self.diagnostic = diagnostic;
         self.since = now;

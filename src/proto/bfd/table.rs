@@ -67,8 +67,14 @@ pub struct Arrival<'a> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
     /// A packet of the session with this discriminator.
-    Send { session: u32, octets: Vec<u8> },
-    Changed { session: u32, change: Change },
+    Send {
+        session: u32,
+        octets: Vec<u8>,
+    },
+    Changed {
+        session: u32,
+        change: Change,
+    },
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -210,6 +216,11 @@ impl Table {
 
     pub fn state(&self, session: u32) -> Option<State> {
         self.sessions.get(&session).map(|entry| entry.session.state())
+    }
+
+    /// Sessions in a state.
+    pub fn in_state(&self, state: State) -> usize {
+        self.sessions.values().filter(|entry| entry.session.state() == state).count()
     }
 
     pub fn len(&self) -> usize {
