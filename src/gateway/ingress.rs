@@ -427,6 +427,29 @@ mod tests {
     }
 
     #[test]
+    fn a_failed_path_counts_whatever_probes_say() {
+        let mut ingress = Ingress::new(Family::ALL.to_vec());
+        let path = |ingress: &mut Ingress, up| {
+            let mut out = Vec::new();
+            ingress.set_path(addr("192.0.2.1"), up, &mut out);
+            out
+        };
+        // Known before there is any mapping, unlike what probes find.
+        assert_eq!(path(&mut ingress, false), []);
+        let rlocs = set(&[("192.0.2.1", 1, 50), ("192.0.2.2", 2, 50)]);
+        let out = map(&mut ingress, "10.1.0.1/32", &rlocs);
+        let group = GroupId(1);
+        let second = encap(&[("192.0.2.2", 50)]);
+        assert_eq!(out[0], EncapChange::SetGroup { group, path: second.clone() });
+        assert_eq!(reach(&mut ingress, "192.0.2.1", false), []);
+        assert_eq!(path(&mut ingress, true), [], "it does not answer probes either");
+        let first = vec![EncapChange::SetGroup { group, path: encap(&[("192.0.2.1", 50)]) }];
+        assert_eq!(reach(&mut ingress, "192.0.2.1", true), first);
+        assert_eq!(path(&mut ingress, false), [EncapChange::SetGroup { group, path: second }]);
+        assert_eq!(path(&mut ingress, true), first);
+    }
+
+    #[test]
     fn locators_of_a_family_without_underlay_and_of_priority_255_are_not_used() {
         let mut ingress = Ingress::new(vec![Family::Ipv6]);
         let rlocs = set(&[("192.0.2.1", 1, 100), ("2001:db8::1", 2, 100), ("2001:db8::2", 255, 9)]);
