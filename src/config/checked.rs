@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use super::file::{
     BfdAlgorithm, Encapsulation, IngressPolicy, LispAlgorithm, LogFormat, MaxPrefixAction, Mode,
-    Role,
+    Role, WhenFull,
 };
 use crate::types::lisp::{InstanceId, SiteId, XtrId};
 use crate::types::{AnchorId, Family, Locator, MacAddr, MnId, Prefix};
@@ -34,6 +34,7 @@ pub struct Checked {
     pub peers: Vec<Peer>,
     pub tls: Option<Tls>,
     pub lisp: Option<Lisp>,
+    pub transient: Option<Transient>,
     pub api: Api,
     /// Where `/metrics`, `/healthz` and `/readyz` are served.
     pub metrics: Option<SocketAddr>,
@@ -362,6 +363,24 @@ pub struct Api {
     pub stream_socket: PathBuf,
     /// Permission bits of both sockets.
     pub mode: u32,
+}
+
+/// See `[transient]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transient {
+    pub port: u16,
+    pub device: String,
+    pub table: u32,
+    pub prefer: Family,
+    pub packets_per_prefix: usize,
+    pub octets_per_prefix: usize,
+    pub packets: usize,
+    pub octets: usize,
+    pub when_full: WhenFull,
+    pub hold: Duration,
+    pub forward: Duration,
+    pub quiet: Duration,
+    pub order: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -90,6 +90,10 @@ name = "i1"
 anchor-id = "192.0.2.61"
 key-file = "otk-i1"
 
+[transient]
+packets = 1000
+hold-time = "1s"
+
 [api]
 mode = "0660"
 
@@ -210,6 +214,13 @@ const ERRORS: &[Row] = &[
     ("may-claim = [\"10.1.0.0/16\"]", "may-claim = [\"10.0.0.0/8\"]", "\"10.0.0.0/8\"", "outside all mobility pools", ""),
     ("may-claim", "role = \"external\"\nmay-claim", "\"192.0.2.2\"", "an external anchor uses our API", ""),
     ("[tls]\nca = \"ca.pem\"\ncertificate = \"a1.pem\"\nkey = \"a1.key\"\n", "", "[[peer]]", "[[peer]] needs [tls]", "killick tls new-ca"),
+    // The transient path.
+    ("packets = 1000", "packets = 0", "0", "at least 1", ""),
+    ("packets = 1000", "table = 254", "254", "has routes of others", "of its own"),
+    ("packets = 1000", "port = 0", "0", "not a port", ""),
+    ("packets = 1000", "device = \"a b\"", "\"a b\"", "not an interface name", "letters"),
+    ("packets = 1000", "when-full = \"drop-new\"", "\"drop-new\"", "unknown word `drop-new`", "drop-newest"),
+    ("hold-time = \"1s\"", "hold-time = \"2m\"", "\"2m\"", "at most \"1m\"", ""),
     // Sockets, kernel.
     ("mode = \"0660\"", "mode = \"0888\"", "\"0888\"", "octal", ""),
     ("mode = \"0660\"", "mode = \"0666\"", "\"0666\"", "every user", ""),
@@ -321,7 +332,7 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_the_file() {
         })
         .collect();
     // 25: the pool's home "a1", which is nobody's name now.
-    assert_eq!(lines, [3, 6, 17, 26, 44, 44, 88], "{faults}");
+    assert_eq!(lines, [3, 6, 17, 26, 44, 44, 92], "{faults}");
     assert!(faults.to_string().ends_with("killick.toml: 7 errors"), "{faults}");
 }
 

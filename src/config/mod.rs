@@ -16,6 +16,6 @@ pub use checked::*;
 pub use fault::{Fault, Faults, Place, Severity};
 pub use file::{
     BfdAlgorithm, Encapsulation, File, IngressPolicy, LispAlgorithm, LogFormat, MaxPrefixAction,
-    Mode, Role,
+    Mode, Role, WhenFull,
 };
 pub use period::Period;

@@ -265,6 +265,7 @@ impl Core {
             Output::Signal { to, signal } => state.signals.push((to, signal)),
             Output::Bfd { session, octets } => state.liveness.push((session, octets)),
             Output::Lisp { to, from, octets } => state.messages.push((to, from, octets)),
+            Output::Transient(_) => {}
             Output::Encap(change) => state.encap_changes.push(change),
             Output::Note(note) => {
                 if let Some(store) = &mut state.store {

@@ -18,7 +18,8 @@ use super::core::Core;
 use super::tls::{self, TlsConfig};
 
 type Stream = TlsStream<TcpStream>;
-use crate::proto::cxtp::{self, Peer, PeerConfig, Role, SendRefused};
+use crate::node::Greeting;
+use crate::proto::cxtp::{self, Peer, PeerConfig, SendRefused};
 use crate::types::transfer::Signal;
 use crate::types::{AnchorId, Instant};
 
@@ -57,9 +58,10 @@ pub struct LinkView {
 }
 
 impl Links {
-    pub fn add(&mut self, own: AnchorId, own_role: Role, peer: AnchorId, name: &str, seed: u64) {
+    pub fn add(&mut self, config: PeerConfig, name: &str, seed: u64) {
+        let peer = config.peer;
         let link = Link {
-            machine: Peer::new(PeerConfig::new(own, own_role, peer), seed ^ u64::from(peer.0)),
+            machine: Peer::new(config, seed ^ u64::from(peer.0)),
             name: name.to_owned(),
             stream: 0,
             wake: Rc::new(Notify::new()),
@@ -168,9 +170,11 @@ impl Core {
         let pending = std::mem::take(&mut self.state.borrow_mut().links.pending);
         for (peer, output) in pending {
             match output {
-                cxtp::Output::Up { .. } => {
+                cxtp::Output::Up { path_end, .. } => {
                     tracing::info!(%peer, "context transfer link is up");
-                    self.turn(|node, now, out| node.handle_peer_link(peer, true, now, out));
+                    self.turn(|node, now, out| {
+                        node.handle_peer_link(peer, Some(Greeting { path_end }), now, out);
+                    });
                 }
                 cxtp::Output::Down(reason) => {
                     tracing::warn!(%peer, %reason, "context transfer link is down");
@@ -181,7 +185,7 @@ impl Core {
                         link.wake.notify_one();
                     }
                     drop(state);
-                    self.turn(|node, now, out| node.handle_peer_link(peer, false, now, out));
+                    self.turn(|node, now, out| node.handle_peer_link(peer, None, now, out));
                 }
                 cxtp::Output::Signal(signal) => {
                     self.turn(|node, now, out| node.handle_signal(peer, signal, now, out));

@@ -81,6 +81,11 @@ fn view(event: &Event, own: AnchorId, holder: AnchorId) -> Option<View> {
         | Phase::MappingGone
         | Phase::FirstPacket
         | Phase::ConfirmSent
+        | Phase::Gated
+        | Phase::Holding
+        | Phase::Forwarding
+        | Phase::Flushed
+        | Phase::PathEnded
         | Phase::NewerClaim
         | Phase::Reasserted
         | Phase::Released

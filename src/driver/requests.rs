@@ -114,6 +114,7 @@ impl Core {
                 .map(|p| ContextPrefix { prefix: p.prefix, home: p.home, lifetime_s: p.lifetime_s })
                 .collect(),
             attributes: views::attributes_from(&view.attributes)?,
+            path: None,
         };
         self.turn(|node, now, out| node.put_context(&context, now, out))?;
         self.accepted(&view.mn)

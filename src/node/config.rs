@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::auth::PathSecret;
 use crate::iec::Scope;
 use crate::location::Pool;
 use crate::types::{AnchorId, Locator, Prefix};
@@ -40,5 +41,7 @@ pub struct NodeConfig {
     /// After a restart, how long to wait for the peers' tables before announcing what the store
     /// had.
     pub recover_max: Duration,
+    /// `None`: relocation is by routes alone, and packets wait nowhere.
+    pub transient: Option<PathSecret>,
     pub seed: u64,
 }

@@ -53,8 +53,18 @@ pub enum Phase {
     MappingGone,
     /// The first packet on the new path.
     FirstPacket,
+    /// Packets that come directly stay behind those that the old anchor has held.
+    Gated,
     /// The old anchor has been told that we are ready.
     ConfirmSent,
+    /// The node's packets wait for it to be at the new anchor.
+    Holding,
+    /// They follow it there.
+    Forwarding,
+    /// Those that had waited are on their way.
+    Flushed,
+    /// Packets take no detour any more.
+    PathEnded,
     /// The new anchor is ready: we let go.
     Transferred,
     /// A newer claim was heard.
@@ -95,7 +105,12 @@ impl Phase {
             Self::MappingSet => "mapping_set",
             Self::MappingGone => "mapping_gone",
             Self::FirstPacket => "first_packet",
+            Self::Gated => "gated",
             Self::ConfirmSent => "confirm_sent",
+            Self::Holding => "holding",
+            Self::Forwarding => "forwarding",
+            Self::Flushed => "flushed",
+            Self::PathEnded => "path_ended",
             Self::Transferred => "transferred",
             Self::NewerClaim => "newer_claim",
             Self::Reasserted => "reasserted",

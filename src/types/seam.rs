@@ -11,6 +11,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::transient::PathKey;
 use super::{AnchorId, Binding, Claim, Generation, Locator, MacAddr, MnId, Prefix, Revision};
 
 /// The kernel's index of an interface.
@@ -101,6 +102,9 @@ pub struct Context {
     pub prefixes: Vec<ContextPrefix>,
     /// Opaque attributes of the node (type, value), passed on unchanged.
     pub attributes: Vec<(u16, Vec<u8>)>,
+    /// The exporting anchor holds the node's packets, and sends them on under this key when it
+    /// hears that the context is installed. `None`: it does not.
+    pub path: Option<PathKey>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

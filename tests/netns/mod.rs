@@ -17,6 +17,8 @@ mod tls;
 mod topology;
 #[path = "../../containerlab/runner/traffic.rs"]
 mod traffic;
+#[path = "../../containerlab/runner/trial.rs"]
+mod trial;
 
 mod bfd;
 mod core;
@@ -24,6 +26,7 @@ mod instruments;
 mod interrupted;
 mod keys;
 mod lisp;
+mod lossless;
 mod relocation;
 mod stage;
 mod steps;

@@ -402,6 +402,13 @@ impl Node {
         self.refresh_entry(prefix, out);
     }
 
+    /// Late packets go by an entry of FE_I again.
+    pub(super) fn lisp_path_ended(&mut self, prefix: Prefix, out: &mut Vec<Output>) {
+        if self.lisp.is_some() {
+            self.refresh_entry(prefix, out);
+        }
+    }
+
     fn expire_departed(&mut self, now: Instant, out: &mut Vec<Output>) {
         while let Some(lisp) = &mut self.lisp
             && let Some(&(at, prefix)) = lisp.departed_until.first()
@@ -415,13 +422,16 @@ impl Node {
 
     /// FE_I's entry of one prefix: delivered here, sent on, or as the map-cache has it.
     fn refresh_entry(&mut self, prefix: Prefix, out: &mut Vec<Output>) {
+        let is_delivered = self.egress.find(prefix).is_some();
+        let is_sent_on = self.is_sent_on(prefix);
         let Some(lisp) = &mut self.lisp else { return };
         let mut changes = Vec::new();
         let iid = lisp.config.iid;
         let ingress = &mut lisp.ingress;
         let cached = lisp.xtr.itr.as_ref().and_then(|itr| itr.lookup(prefix));
         let exact = cached.filter(|(found, _)| *found == prefix).map(|(_, mapping)| mapping);
-        if self.egress.find(prefix).is_some() {
+        // The kernel leads to the node, or to where its packets wait and go on from.
+        if is_delivered || is_sent_on {
             let no_rlocs = RlocSet::default();
             let native = NegativeAction::NativelyForward;
             ingress.set_mapping(iid, prefix, &no_rlocs, native, &mut changes);
