@@ -13,8 +13,8 @@ use super::lisp_views::{
 };
 pub use super::stream::Target;
 use super::views::{
-    AcceptedView, BfdSessionView, ContextView, FibRouteView, NeighborView, Page, RouteDetailView,
-    RouteView, SessionView, StatusView, TraceView, TransferView,
+    AcceptedView, BfdSessionView, ContextView, FibDiffView, FibRouteView, NeighborView, Page,
+    RouteDetailView, RouteView, SessionView, StatusView, TraceView, TransferView,
 };
 use crate::types::{AnchorId, Family, Locator, MnId, Prefix};
 
@@ -65,6 +65,8 @@ pub enum Request {
     ContextPut(ContextView),
     Transfers,
     FibRoutes(Paging),
+    /// Answered when the kernel has been read, in slices.
+    FibDiff,
     /// The timelines of one node, newest first.
     Trace(MnId),
     MapCache(Paging),
@@ -116,6 +118,7 @@ pub enum Reply {
     Context(ContextView),
     Transfers(Vec<TransferView>),
     FibRoutes(Page<FibRouteView>),
+    FibDiff(Box<FibDiffView>),
     Trace(Vec<TraceView>),
     MapCache(Page<MapCacheView>),
     Registrations(Page<RegistrationView>),

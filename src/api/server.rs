@@ -156,6 +156,7 @@ fn api_routes(shared: Shared) -> Router {
         .route("/v1/ctx/transfers", get(|s: State<Shared>| ask(s, Ok(Request::Transfers))))
         .route("/v1/ctx/context", get(context_get).put(context_put))
         .route("/v1/fib/routes", get(fib_routes))
+        .route("/v1/fib/diff", get(|s: State<Shared>| ask(s, Ok(Request::FibDiff))))
         .route("/v1/trace", get(trace))
         .route("/v1/lisp/map-cache", get(map_cache))
         .route("/v1/lisp/registrations", get(registrations))
@@ -281,6 +282,7 @@ fn show(reply: &Reply) -> Response {
         Reply::Context(data) => json("context", data),
         Reply::Transfers(data) => json("ctx-transfers", data),
         Reply::FibRoutes(data) => json("fib-routes", data),
+        Reply::FibDiff(data) => json("fib-diff", data),
         Reply::Trace(data) => json("trace", data),
         Reply::MapCache(data) => json("lisp-map-cache", data),
         Reply::Registrations(data) => json("lisp-registrations", data),

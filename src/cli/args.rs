@@ -258,6 +258,9 @@ pub enum Explain {
 pub enum Fib {
     /// Desired entries and what became of them
     Routes(Listing),
+    /// What is wanted in the kernel, held against what is there: exits with 0 when that is the same,
+    /// with 1 when it differs
+    Diff,
 }
 
 #[derive(Debug, Subcommand)]

@@ -5,8 +5,9 @@ use crate::api::lisp_views::{
     ExplainView, LookupView, MapCacheView, ProbeView, RegistrationView, RlocView, SubscriptionView,
 };
 use crate::api::views::{
-    AcceptedView, BfdSessionView, EncapStatusView, FibRouteView, NeighborView, RouteDetailView,
-    RouteView, SessionView, StatusView, StepView, TraceView, TransferView,
+    AcceptedView, BfdSessionView, EncapStatusView, FibDiffView, FibPlaceView, FibRouteView,
+    NeighborView, RouteDetailView, RouteView, SessionView, StatusView, StepView, TraceView,
+    TransferView,
 };
 use crate::types::Family;
 
@@ -292,6 +293,51 @@ pub fn fib_routes(view: &[FibRouteView]) -> Table {
         ]);
     }
     table
+}
+
+pub fn fib_diff(view: &FibDiffView) -> String {
+    let place = |place: &Option<FibPlaceView>| {
+        let Some(FibPlaceView { via, interface, protocol, metric }) = place else {
+            return String::new();
+        };
+        let words = [
+            via.map(|via| format!("via {via}")),
+            interface.as_ref().map(|interface| format!("dev {interface}")),
+            protocol.map(|protocol| format!("proto {protocol}")),
+            metric.map(|metric| format!("metric {metric}")),
+        ];
+        words.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    };
+    let mut out = String::new();
+    if !view.items.is_empty() {
+        let mut table = Table::new(&["what", "prefix", "kind", "want", "have", "why"]);
+        for i in &view.items {
+            let ago = i.ago_ms.map(|ms| format!(", found {} ago", age(ms / 1000)));
+            let why = format!("{}{}", text(i.why.as_ref()), ago.unwrap_or_default());
+            table.row(vec![
+                i.what.clone(),
+                i.prefix.map_or_else(|| text(i.group), |prefix| prefix.to_string()),
+                i.kind.clone(),
+                place(&i.want),
+                place(&i.have),
+                why,
+            ]);
+        }
+        out.push_str(&Pages::default().show(&table));
+    }
+    if view.omitted > 0 {
+        out.push_str(&format!("... and {} more\n", view.omitted));
+    }
+    for error in &view.errors {
+        out.push_str(&format!("not known: {error}\n"));
+    }
+    let FibDiffView { wanted, found, missing, extra, different, shadowed, healed, .. } = view;
+    let same = if view.same { "the same" } else { "not the same" };
+    out.push_str(&format!(
+        "{same}: {wanted} wanted, {found} found; {missing} missing, {extra} extra, \
+         {different} different, {shadowed} shadowed; {healed} healed\n"
+    ));
+    out
 }
 
 /// One locator; what is usual is not said.

@@ -122,6 +122,8 @@ pub struct Core {
     armed: Cell<Instant>,
     /// The node has more to do than one turn should take.
     more: Cell<bool>,
+    /// Somebody compares the kernel with what it should have: one at a time.
+    pub comparing: Cell<bool>,
 }
 
 impl State {
@@ -169,6 +171,7 @@ impl Core {
             timer: Notify::new(),
             armed: Cell::new(Instant::FAR_FUTURE),
             more: Cell::new(false),
+            comparing: Cell::new(false),
         })
     }
 
@@ -233,7 +236,7 @@ impl Core {
         for (to, signal) in std::mem::take(&mut state.signals) {
             state.links.send(to, signal, now);
         }
-        if let (Some(bfd), Some(paths)) = (&mut state.bfd, &state.node.paths) {
+        if let (Some(bfd), Some(paths)) = (&mut state.bfd, &state.node.liveness) {
             for (session, octets) in state.liveness.drain(..) {
                 bfd.send(session, paths.table.path(session), &octets);
             }
@@ -319,7 +322,7 @@ impl Core {
         let Some(mut bfd) = state.bfd.take() else { return false };
         let now = self.clock.now();
         let mut out = std::mem::take(&mut state.out);
-        let names = state.node.paths.as_ref().is_some_and(|p| p.table.needs_interfaces());
+        let names = state.node.liveness.as_ref().is_some_and(|p| p.table.needs_interfaces());
         let more = bfd.receive(names, |arrival, payload| {
             state.node.handle_bfd(arrival, payload, now, &mut out);
         });
@@ -332,7 +335,7 @@ impl Core {
     /// Before a session is said to be silent, what it may have said is read: this thread may have
     /// been busy, or stopped.
     fn turn_bfd_due(self: &Rc<Self>) {
-        let due = match &self.state.borrow().node.paths {
+        let due = match &self.state.borrow().node.liveness {
             Some(paths) => paths.poll_timeout() <= self.now(),
             None => false,
         };

@@ -169,7 +169,7 @@ pub fn neighbors(state: &State, now: Instant) -> Vec<NeighborView> {
 }
 
 pub fn bfd_sessions(state: &State, now: Instant) -> Vec<BfdSessionView> {
-    let Some(paths) = &state.node.paths else { return Vec::new() };
+    let Some(paths) = &state.node.liveness else { return Vec::new() };
     let us = |d: std::time::Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     let view = |s: crate::proto::bfd::SessionView| BfdSessionView {
         address: s.path.remote,

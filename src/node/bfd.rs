@@ -15,12 +15,12 @@ use crate::wire::bfd::State;
 
 /// The sessions, and the neighbours that depend on them.
 #[derive(Debug)]
-pub struct Paths {
+pub struct Liveness {
     pub table: Table,
     neighbors: BTreeMap<u32, BTreeSet<IpAddr>>,
 }
 
-impl Paths {
+impl Liveness {
     pub fn poll_timeout(&self) -> Instant {
         self.table.poll_timeout()
     }
@@ -41,9 +41,10 @@ impl Node {
         now: Instant,
     ) -> Result<(), AddError> {
         let seed = self.config.seed ^ 0x6266_6421;
-        let paths = self
-            .paths
-            .get_or_insert_with(|| Paths { table: Table::new(seed), neighbors: BTreeMap::new() });
+        let paths = self.liveness.get_or_insert_with(|| Liveness {
+            table: Table::new(seed),
+            neighbors: BTreeMap::new(),
+        });
         let session = paths.table.add(path, config, now)?;
         paths.neighbors.entry(session).or_default().extend(neighbor);
         Ok(())
@@ -63,7 +64,7 @@ impl Node {
     }
 
     pub(super) fn handle_bfd_timeout(&mut self, now: Instant, out: &mut Vec<Output>) {
-        if self.paths.as_ref().is_some_and(|paths| paths.poll_timeout() <= now) {
+        if self.liveness.as_ref().is_some_and(|paths| paths.poll_timeout() <= now) {
             self.with_paths(now, out, |table, said| table.handle_timeout(now, said));
         }
     }
@@ -79,7 +80,7 @@ impl Node {
         out: &mut Vec<Output>,
         call: impl FnOnce(&mut Table, &mut Vec<Said>),
     ) {
-        let Some(paths) = &mut self.paths else { return };
+        let Some(paths) = &mut self.liveness else { return };
         let mut said = Vec::new();
         call(&mut paths.table, &mut said);
         for output in said {
@@ -99,7 +100,7 @@ impl Node {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        let Some(paths) = &self.paths else { return };
+        let Some(paths) = &self.liveness else { return };
         let Some(remote) = paths.table.path(session).map(|path| path.remote) else { return };
         let neighbors: Vec<IpAddr> = paths.neighbors(session).collect();
         let Change { from, to, diagnostic, remote_state } = change;

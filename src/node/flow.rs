@@ -18,7 +18,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
-use super::bfd::Paths;
+use super::bfd::Liveness;
 use super::config::NodeConfig;
 use super::lisp::Lisp;
 use super::output::{Counters, HandoverPhase, Mode, Observation, Output, Record};
@@ -84,7 +84,7 @@ pub struct Node {
     /// The mapping service; see [`super::lisp`].
     pub lisp: Option<Lisp>,
     /// Paths that are watched; see [`super::bfd`].
-    pub paths: Option<Paths>,
+    pub liveness: Option<Liveness>,
     /// Neighbours that have been up since the start.
     pub(super) sessions_seen: BTreeSet<PeerId>,
     pub timeline: Timeline,
@@ -133,7 +133,7 @@ impl Node {
             unreported: BTreeMap::new(),
             speaker,
             lisp: None,
-            paths: None,
+            liveness: None,
             sessions_seen: BTreeSet::new(),
             timeline: Timeline::default(),
             counters: Counters::default(),

@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 
-use super::bfd::Paths;
+use super::bfd::Liveness;
 use super::flow::Node;
 use super::output::Output;
 use super::timeline::Detail;
@@ -180,7 +180,7 @@ impl Node {
             self.iec.poll_timeout(),
             self.location.poll_timeout(),
             self.lisp_poll_timeout(),
-            self.paths.as_ref().map(Paths::poll_timeout),
+            self.liveness.as_ref().map(Liveness::poll_timeout),
         ]
         .into_iter()
         .flatten()

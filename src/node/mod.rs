@@ -21,7 +21,7 @@ mod requests;
 pub mod timeline;
 mod transient;
 
-pub use bfd::Paths;
+pub use bfd::Liveness;
 pub use bgp::LARGE_COMMUNITY_ANCHOR;
 pub use bgp::LARGE_COMMUNITY_GENERATION;
 pub use config::{Aggregate, NodeConfig};

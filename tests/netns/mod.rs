@@ -22,6 +22,7 @@ mod trial;
 
 mod bfd;
 mod core;
+mod fib_diff;
 mod instruments;
 mod interrupted;
 mod keys;

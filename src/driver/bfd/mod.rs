@@ -121,7 +121,7 @@ pub async fn farewell(core: &Rc<Core>) {
 }
 
 pub fn copy_gauges(state: &State, metrics: &Metrics) {
-    let (Some(paths), Some(sockets)) = (&state.node.paths, &state.bfd) else { return };
+    let (Some(paths), Some(sockets)) = (&state.node.liveness, &state.bfd) else { return };
     let (m, c) = (&metrics.bfd, paths.table.counters());
     for of in bfd::State::ALL {
         m.sessions.get(of.into()).set(count(paths.table.in_state(of)));

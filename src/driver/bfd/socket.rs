@@ -10,6 +10,7 @@ use socket2::{Domain, Protocol, Socket, Type};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 
+use crate::driver::interface;
 use crate::driver::lisp::mmsg::{BATCH, Receiver};
 use crate::driver::lisp::udp::{set_on, set_option};
 use crate::proto::bfd::{Arrival, Hops, Path};
@@ -101,7 +102,7 @@ impl Bfd {
                         self.counters.too_long += 1;
                         continue;
                     };
-                    let interface = incoming.link.filter(|_| names).and_then(interface_name);
+                    let interface = incoming.link.filter(|_| names).and_then(interface::name);
                     let arrival = Arrival {
                         hops: *hops,
                         from: incoming.from.ip(),
@@ -226,15 +227,4 @@ const fn port(hops: Hops) -> u16 {
 
 const fn unspecified(v4: bool) -> IpAddr {
     if v4 { IpAddr::V4(Ipv4Addr::UNSPECIFIED) } else { IpAddr::V6(Ipv6Addr::UNSPECIFIED) }
-}
-
-fn interface_name(link: u32) -> Option<String> {
-    let mut name = [0_u8; libc::IF_NAMESIZE];
-    // SAFETY: the buffer has the size that the call asks for.
-    let found = unsafe { libc::if_indextoname(link, name.as_mut_ptr().cast()) };
-    if found.is_null() {
-        return None;
-    }
-    let name = std::ffi::CStr::from_bytes_until_nul(&name).ok()?;
-    name.to_str().ok().map(str::to_owned)
 }
