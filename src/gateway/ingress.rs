@@ -168,6 +168,11 @@ impl Ingress {
         }
     }
 
+    /// The path to a locator has failed.
+    pub fn is_broken(&self, rloc: IpAddr) -> bool {
+        self.broken.contains(&rloc)
+    }
+
     fn refresh_groups(&mut self, rloc: IpAddr, out: &mut Vec<EncapChange>) {
         for &id in self.by_rloc.get(&rloc).into_iter().flatten() {
             let group = self.groups.get_mut(&id).expect("by_rloc names groups that are there");

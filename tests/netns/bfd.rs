@@ -9,6 +9,7 @@ use serde_json::Value;
 
 use super::daemon::Daemon;
 use super::lab::{Lab, wait_until};
+use super::stage::Stage;
 use super::{Result, may_build_labs};
 
 /// A session that is not up sends once a second, and FRR makes its session anew when BGP is up.
@@ -250,4 +251,62 @@ fn an_orderly_stop_is_announced_and_a_strict_neighbour_waits() -> Result<()> {
     all_up(&lab, &ADDRESSES)?;
     lab.nodes.values_mut().flat_map(|node| &mut node.daemons).for_each(Daemon::kill);
     Ok(())
+}
+
+/// Adds lines to the configuration of a killick.
+fn configure(lab: &Lab, node: &str, lines: &str) -> Result<()> {
+    let path = lab.namespace(node)?.path("/etc/killick/killick.toml");
+    let text = std::fs::read_to_string(&path)?;
+    Ok(std::fs::write(&path, format!("{lines}\n{text}"))?)
+}
+
+/// An ingress router watches the path to one of two locators of an anchor. Probes go out each 10 s;
+/// BFD sees in 300 ms that packets no longer arrive, and the other locator takes over.
+#[test]
+fn a_failed_path_takes_a_locator_out_of_use() -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    let watch = |own: &str, other: &str| {
+        format!(
+            "[bfd]\nmin-tx = \"100ms\"\nmin-rx = \"100ms\"\n[[bfd.session]]\naddress = \"{other}\"\n\
+             local-address = \"{own}\"\n"
+        )
+    };
+    let stage = Stage::set_with("lisp-flat", |lab| {
+        configure(lab, "i1", &watch("10.0.0.61", "10.0.0.1"))?;
+        configure(lab, "a", &watch("10.0.0.1", "10.0.0.61"))
+    })?;
+    let lab = &stage.lab;
+    for node in ["i1", "a"] {
+        wait_until(&format!("the path of {node}"), LIMIT, || {
+            let all = lab.killick_json(node, "bfd sessions")?;
+            Ok((all[0]["state"] == "up").then_some(()))
+        })?;
+    }
+    stage.host_is_reachable("h1")?;
+    // The states of both locators of a, as i1 sees them.
+    let states = || -> Result<Vec<String>> {
+        let cache = lab.killick_json("i1", "lisp map-cache")?;
+        let pool =
+            cache["items"].as_array().ok_or("no list")?.iter().find(|m| m["eid"] == "10.1.1.0/24");
+        let rlocs = pool.and_then(|m| m["rlocs"].as_array()).ok_or("no locators")?;
+        Ok(rlocs
+            .iter()
+            .map(|r| format!("{} {}", r["address"], r["state"]).replace('"', ""))
+            .collect())
+    };
+    let is_down = |states: &[String]| states.iter().any(|s| s == "10.0.0.1 down");
+    assert!(!is_down(&states()?), "{:?}", states()?);
+    let lose = "nft add table ip lose && nft 'add chain ip lose through { type filter hook forward \
+                priority 0; }' && nft add rule ip lose through ip daddr 10.0.0.1 drop && nft add \
+                rule ip lose through ip saddr 10.0.0.1 drop";
+    let at = Instant::now();
+    lab.sh("c1", lose)?;
+    wait_until("the locator is out of use", DETECTED, || Ok(is_down(&states()?).then_some(())))?;
+    println!("locator out of use after {:?}", at.elapsed());
+    stage.host_is_reachable("h1")?;
+    lab.sh("c1", "nft delete table ip lose")?;
+    wait_until("it is back", LIMIT, || Ok((!is_down(&states()?)).then_some(())))?;
+    stage.host_is_reachable("h1")
 }

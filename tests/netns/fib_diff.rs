@@ -116,3 +116,42 @@ fn what_somebody_else_did_to_the_kernel_is_said() -> Result<()> {
         if code == 0 { Ok(Some(())) } else { Err(told.to_string().into()) }
     })
 }
+
+/// Entries of tunnels, in the kernel's own data plane: one that somebody takes away is found by the
+/// question itself, put back, and told.
+#[test]
+fn a_tunnel_that_somebody_took_away_is_said() -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    let mut lab = Lab::up("lisp-flat", false)?;
+    for node in ["ms", "a", "i1"] {
+        let path = lab.namespace(node)?.path("/etc/killick/killick.toml");
+        let text = std::fs::read_to_string(&path)?;
+        let gpe = text.replacen("[lisp]\n", "[lisp]\nencapsulation = \"gpe\"\n", 1);
+        std::fs::write(&path, gpe)?;
+        lab.start(node)?;
+    }
+    let ask = |lab: &Lab| -> Result<(i32, Value)> {
+        let mut killick = lab.namespace("i1")?.command(&killick_program()?);
+        let output = killick.args(["-o", "json", "fib", "diff"]).output()?;
+        let told: Value = serde_json::from_slice(&output.stdout)?;
+        Ok((output.status.code().ok_or("killed")?, told["data"].clone()))
+    };
+    let entry = |lab: &Lab| lab.sh("i1", "ip route show table 107 10.1.1.0/24");
+    wait_until("the pool of a has an entry", LIMIT, || {
+        Ok((!entry(&lab)?.is_empty()).then_some(()))
+    })?;
+    let told = wait_until("nothing to say", LIMIT, || {
+        let (code, told) = ask(&lab)?;
+        if code == 0 { Ok(Some(told)) } else { Err(told.to_string().into()) }
+    })?;
+    assert!(told["wanted"].as_u64() >= Some(2) && told["healed"] == 0, "{told}");
+    lab.sh("i1", "ip route del table 107 10.1.1.0/24")?;
+    let (code, told) = ask(&lab)?;
+    assert_eq!((code, &told["healed"]), (0, &1.into()), "{told}");
+    let item = said(&told, "healed", "10.1.1.0/24").ok_or_else(|| told.to_string())?;
+    assert_eq!((&item["kind"], &item["why"]), (&"entry".into(), &"was missing".into()));
+    assert!(!entry(&lab)?.is_empty());
+    Ok(())
+}
