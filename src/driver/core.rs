@@ -90,7 +90,7 @@ pub struct State {
     pub connections: Connections,
     pub links: Links,
     pub access: Access,
-    /// The sockets of path liveness.
+    /// Path liveness, on a thread of its own.
     pub bfd: Option<Bfd>,
     /// The control sockets of the mapping service.
     pub control: Option<Control>,
@@ -106,8 +106,6 @@ pub struct State {
     entries: Vec<ForwardingChange>,
     said: Vec<speaker::Output>,
     signals: Vec<(AnchorId, Signal)>,
-    /// Packets of BFD sessions of this turn.
-    liveness: Vec<(u32, Vec<u8>)>,
     /// Control messages of this turn.
     messages: Vec<(std::net::SocketAddr, Option<std::net::IpAddr>, Vec<u8>)>,
     encap_changes: Vec<EncapChange>,
@@ -154,7 +152,6 @@ impl State {
             entries: Vec::new(),
             said: Vec::new(),
             signals: Vec::new(),
-            liveness: Vec::new(),
             messages: Vec::new(),
             encap_changes: Vec::new(),
             sensors: BTreeSet::new(),
@@ -236,11 +233,6 @@ impl Core {
         for (to, signal) in std::mem::take(&mut state.signals) {
             state.links.send(to, signal, now);
         }
-        if let (Some(bfd), Some(paths)) = (&mut state.bfd, &state.node.liveness) {
-            for (session, octets) in state.liveness.drain(..) {
-                bfd.send(session, paths.table.path(session), &octets);
-            }
-        }
         if let Some(control) = &mut state.control {
             for (to, from, octets) in state.messages.drain(..) {
                 control.queue(to, from, &octets);
@@ -266,7 +258,6 @@ impl Core {
                 state.said.push(output);
             }
             Output::Signal { to, signal } => state.signals.push((to, signal)),
-            Output::Bfd { session, octets } => state.liveness.push((session, octets)),
             Output::Lisp { to, from, octets } => state.messages.push((to, from, octets)),
             Output::Transient(_) => {}
             Output::Encap(change) => state.encap_changes.push(change),
@@ -313,36 +304,6 @@ impl Core {
         self.follow(state, &mut out, now);
         state.out = out;
         more
-    }
-
-    /// Datagrams of BFD sessions. True when there may be more.
-    pub fn turn_bfd(self: &Rc<Self>) -> bool {
-        let mut state = self.state.borrow_mut();
-        let state = &mut *state;
-        let Some(mut bfd) = state.bfd.take() else { return false };
-        let now = self.clock.now();
-        let mut out = std::mem::take(&mut state.out);
-        let names = state.node.liveness.as_ref().is_some_and(|p| p.table.needs_interfaces());
-        let more = bfd.receive(names, |arrival, payload| {
-            state.node.handle_bfd(arrival, payload, now, &mut out);
-        });
-        state.bfd = Some(bfd);
-        self.follow(state, &mut out, now);
-        state.out = out;
-        more
-    }
-
-    /// Before a session is said to be silent, what it may have said is read: this thread may have
-    /// been busy, or stopped.
-    fn turn_bfd_due(self: &Rc<Self>) {
-        let due = match &self.state.borrow().node.liveness {
-            Some(paths) => paths.poll_timeout() <= self.now(),
-            None => false,
-        };
-        if due {
-            // As much as lies there, but no peer can keep us here.
-            let _ = self.turn_bfd();
-        }
     }
 
     /// What the encapsulating data plane noticed. True when there may be more.
@@ -548,7 +509,6 @@ impl Core {
             self.carry_links();
             self.turn_kernel(|forwarding, now, events| forwarding.handle_timeout(now, events));
             self.turn_encap_timeout();
-            self.turn_bfd_due();
             self.turn(|node, now, out| node.handle_timeout(now, out));
             self.prune();
         }

@@ -125,7 +125,7 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
     tokio::task::spawn_local(Rc::clone(&core).run_syncs());
     tokio::task::spawn_local(Rc::clone(&core).run_kernel());
     tokio::task::spawn_local(gauges::run(Rc::clone(&core)));
-    bfd::run(&core);
+    tokio::task::spawn_local(bfd::run(Rc::clone(&core)));
     tokio::task::spawn_local(mapping::run_control(Rc::clone(&core)));
     tokio::task::spawn_local(mapping::run_encap(Rc::clone(&core)));
     if core.state.borrow().encap.is_some() {

@@ -169,7 +169,7 @@ pub fn neighbors(state: &State, now: Instant) -> Vec<NeighborView> {
 }
 
 pub fn bfd_sessions(state: &State, now: Instant) -> Vec<BfdSessionView> {
-    let Some(paths) = &state.node.liveness else { return Vec::new() };
+    let Some(bfd) = &state.bfd else { return Vec::new() };
     let us = |d: std::time::Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
     let view = |s: crate::proto::bfd::SessionView| BfdSessionView {
         address: s.path.remote,
@@ -193,9 +193,9 @@ pub fn bfd_sessions(state: &State, now: Instant) -> Vec<BfdSessionView> {
         packets_discarded: s.counters.discarded,
         ups: s.counters.ups,
         downs: s.counters.downs,
-        neighbors: paths.neighbors(s.discriminator).collect(),
+        neighbors: state.node.liveness.neighbors(s.discriminator).collect(),
     };
-    paths.table.views().map(view).collect()
+    bfd.views().into_iter().map(view).collect()
 }
 
 fn capabilities(s: &crate::proto::bgp::speaker::EstablishedView) -> Vec<String> {

@@ -84,7 +84,7 @@ pub struct Node {
     /// The mapping service; see [`super::lisp`].
     pub lisp: Option<Lisp>,
     /// Paths that are watched; see [`super::bfd`].
-    pub liveness: Option<Liveness>,
+    pub liveness: Liveness,
     /// Neighbours that have been up since the start.
     pub(super) sessions_seen: BTreeSet<PeerId>,
     pub timeline: Timeline,
@@ -133,7 +133,7 @@ impl Node {
             unreported: BTreeMap::new(),
             speaker,
             lisp: None,
-            liveness: None,
+            liveness: Liveness::default(),
             sessions_seen: BTreeSet::new(),
             timeline: Timeline::default(),
             counters: Counters::default(),

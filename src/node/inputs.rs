@@ -3,7 +3,6 @@
 
 use std::net::IpAddr;
 
-use super::bfd::Liveness;
 use super::flow::Node;
 use super::output::Output;
 use super::timeline::Detail;
@@ -180,7 +179,6 @@ impl Node {
             self.iec.poll_timeout(),
             self.location.poll_timeout(),
             self.lisp_poll_timeout(),
-            self.liveness.as_ref().map(Liveness::poll_timeout),
         ]
         .into_iter()
         .flatten()
@@ -213,7 +211,6 @@ impl Node {
             self.handle_lease_end(prefix, now, out);
         }
         self.handle_lisp_timeout(now, out);
-        self.handle_bfd_timeout(now, out);
         if self.speaker.is_some() {
             self.handle_bgp_timeout(now, out);
         }

@@ -74,11 +74,6 @@ pub enum Output {
         from: Option<std::net::IpAddr>,
         octets: Vec<u8>,
     },
-    /// A packet of the BFD session with this discriminator.
-    Bfd {
-        session: u32,
-        octets: Vec<u8>,
-    },
     /// A desired change of the encapsulating data plane.
     Encap(EncapChange),
     /// Packets that wait for a node, or follow it.

@@ -153,9 +153,12 @@ fn a_cut_path_ends_a_session_in_the_detection_time() -> Result<()> {
     lab.sh("frr", "ip link set eth1 up")?;
     all_up(&lab, &ADDRESSES)?;
 
-    // Only the packets of BIRD's BFD are lost, so that BIRD hears why its session ends.
+    // Only the packets of BFD are lost, and BIRD is to be patient (ten of them): so it hears from
+    // killick why its session ends.
     let lose = "nft add table ip lose && nft 'add chain ip lose in { type filter hook input \
-                priority 0; }' && nft add rule ip lose in udp dport 4784 ip saddr 10.9.0.2 drop";
+                priority 0; }' && nft 'add chain ip lose out { type filter hook output priority 0; \
+                }' && nft add rule ip lose in udp dport 4784 ip saddr 10.9.0.2 drop && nft add \
+                rule ip lose out udp dport 4784 ip daddr 10.9.0.2 drop";
     let at = Instant::now();
     lab.sh("k", lose)?;
     falls(&lab, "10.9.0.2", at)?;

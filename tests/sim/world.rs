@@ -931,8 +931,7 @@ impl World {
                     Output::Lisp { .. }
                     | Output::Encap(_)
                     | Output::Transient(_)
-                    | Output::Note(_)
-                    | Output::Bfd { .. } => {
+                    | Output::Note(_) => {
                         unreachable!("no node of this world has the mapping service")
                     }
                 }

@@ -1,16 +1,19 @@
-//! The sockets of path liveness, and the sessions that the configuration asks for.
+//! Path liveness: the sessions that the configuration asks for, on a thread of their own
+//! ([`thread`]), and what they say, carried to the node.
 //!
 //! All packets come in by one socket for each port and family that is in use, with their TTL. Each
 //! session sends from a socket of its own: RFC 5881 §4 gives it a source port that no other has.
-//! Without a session there is no socket and no task.
+//! Without a session there is no socket and no thread.
 
 mod socket;
+mod thread;
 
+use std::io::{self, Write};
 use std::net::IpAddr;
+use std::os::unix::net::UnixStream;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::Duration;
-
-pub use socket::{Bfd, BfdCounters};
 
 use super::RunError;
 use super::core::{Core, State};
@@ -18,13 +21,35 @@ use super::gauges::{count, raise};
 use crate::auth::{BfdKey, Secret};
 use crate::config::{self, BfdAlgorithm, Checked};
 use crate::metrics::{BfdDiscard, Direction, Metrics};
-use crate::proto::bfd::{Discard, Hops, Path, SessionConfig};
+use crate::proto::bfd::{Discard, Hops, Path, SessionConfig, SessionView, Table};
 use crate::wire::bfd;
+
+use socket::Sockets;
+use thread::Shared;
 
 /// How often the end is told, and how far apart: one packet may be lost, and a peer that misses
 /// all would take our stop for a failure of the path.
 const FAREWELLS: u32 = 3;
 const FAREWELL_PAUSE: Duration = Duration::from_millis(30);
+
+/// The routing thread's end. Dropping it ends the other.
+pub struct Bfd {
+    shared: Arc<Shared>,
+    wake: UnixStream,
+}
+
+impl Bfd {
+    /// All sessions, by path.
+    pub fn views(&self) -> Vec<SessionView> {
+        self.shared.table().views().collect()
+    }
+
+    fn ask_for_farewell(&mut self) {
+        self.shared.ask_for_farewell();
+        // A full pipe wakes as well as one octet.
+        let _ = self.wake.write(&[0]);
+    }
+}
 
 /// Opens the sockets, and the sessions with them.
 pub fn start(core: &Rc<Core>, config: &Checked) -> Result<(), RunError> {
@@ -42,15 +67,31 @@ pub fn start(core: &Rc<Core>, config: &Checked) -> Result<(), RunError> {
         return Ok(());
     }
     let seed = super::setup::random_seed().map_err(RunError::io("cannot read random numbers"))?;
-    let sockets = Bfd::open(&needed, seed).map_err(RunError::io("BFD"))?;
-    core.state.borrow_mut().bfd = Some(sockets);
+    let sockets = Sockets::open(&needed, seed).map_err(RunError::io("BFD"))?;
+    let mut table = Table::new(seed);
     for (path, neighbor) in wanted {
         let address = path.remote;
-        let session = session_config(path)?;
-        core.turn(|node, now, _| node.watch_path(path_of(path), session, neighbor, now))
+        let session = table
+            .add(path_of(path), session_config(path)?, core.now())
             .map_err(|why| RunError::Bfd { address, why: why.to_string() })?;
+        core.state.borrow_mut().node.watch_path(session, address, neighbor);
     }
+    let (wake, woken) = pair().map_err(RunError::io("BFD"))?;
+    let (shared, clock) = (Arc::new(Shared::new(table)), core.clock);
+    let of_thread = Arc::clone(&shared);
+    std::thread::Builder::new()
+        .name("bfd".to_owned())
+        .spawn(move || thread::run(&of_thread, sockets, woken, clock))
+        .map_err(RunError::io("cannot start the thread of BFD"))?;
+    core.state.borrow_mut().bfd = Some(Bfd { shared, wake });
     Ok(())
+}
+
+fn pair() -> io::Result<(UnixStream, UnixStream)> {
+    let (ours, theirs) = UnixStream::pair()?;
+    ours.set_nonblocking(true)?;
+    theirs.set_nonblocking(true)?;
+    Ok((ours, theirs))
 }
 
 fn hops(path: &config::Bfd) -> Hops {
@@ -91,40 +132,36 @@ fn read_key(key: &config::BfdKey, address: IpAddr) -> Result<BfdKey, RunError> {
     })
 }
 
-/// Starts the tasks that read.
-pub fn run(core: &Rc<Core>) {
-    let state = core.state.borrow();
-    for fd in state.bfd.iter().flat_map(Bfd::descriptors) {
-        let core = Rc::clone(core);
-        tokio::task::spawn_local(async move {
-            loop {
-                let Ok(mut ready) = fd.readable().await else { return };
-                // What comes from here on makes the socket ready anew.
-                ready.clear_ready();
-                while core.turn_bfd() {
-                    tokio::task::yield_now().await;
-                }
-            }
-        });
+/// Carries to the node what the sessions say, for ever.
+pub async fn run(core: Rc<Core>) {
+    let Some(shared) = core.state.borrow().bfd.as_ref().map(|bfd| Arc::clone(&bfd.shared)) else {
+        return;
+    };
+    loop {
+        shared.told.notified().await;
+        for (session, change) in shared.take_news() {
+            core.turn(|node, now, out| node.handle_path_change(session, change, now, out));
+        }
     }
 }
 
 /// RFC 5880 §6.8.16, before the process ends.
 pub async fn farewell(core: &Rc<Core>) {
-    if core.state.borrow().bfd.is_none() {
-        return;
-    }
     for _ in 0..FAREWELLS {
-        core.turn(|node, now, out| node.shut_down_paths(now, out));
+        match &mut core.state.borrow_mut().bfd {
+            Some(bfd) => bfd.ask_for_farewell(),
+            None => return,
+        }
         tokio::time::sleep(FAREWELL_PAUSE).await;
     }
 }
 
 pub fn copy_gauges(state: &State, metrics: &Metrics) {
-    let (Some(paths), Some(sockets)) = (&state.node.liveness, &state.bfd) else { return };
-    let (m, c) = (&metrics.bfd, paths.table.counters());
+    let Some(Bfd { shared, .. }) = &state.bfd else { return };
+    let table = shared.table();
+    let (m, c) = (&metrics.bfd, table.counters());
     for of in bfd::State::ALL {
-        m.sessions.get(of.into()).set(count(paths.table.in_state(of)));
+        m.sessions.get(of.into()).set(count(table.in_state(of)));
         raise(m.transitions.get(of.into()), c.transitions(of));
     }
     raise(m.packets.get(Direction::In), c.received);
@@ -132,7 +169,7 @@ pub fn copy_gauges(state: &State, metrics: &Metrics) {
     for why in Discard::ALL {
         raise(m.discards.get(why.into()), c.discarded(why));
     }
-    let c = sockets.counters();
+    let c = shared.counters();
     raise(m.discards.get(BfdDiscard::TooLong), c.too_long);
     raise(&m.send_errors, c.send_refused);
     raise(&m.receive_errors, c.receive_errors);

@@ -4,11 +4,9 @@ use std::collections::BTreeMap;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::AsRawFd;
-use std::rc::Rc;
+use std::os::fd::RawFd;
 
 use socket2::{Domain, Protocol, Socket, Type};
-use tokio::io::Interest;
-use tokio::io::unix::AsyncFd;
 
 use crate::driver::interface;
 use crate::driver::lisp::mmsg::{BATCH, Receiver};
@@ -25,7 +23,7 @@ const TTL: u8 = 255;
 const TRAFFIC_CLASS: libc::c_int = 0xc0;
 /// Source ports tried before it is given up until the next packet.
 const PORTS_TRIED_MAX: usize = 64;
-/// Batches per call of [`Bfd::receive`].
+/// Batches per call of [`Sockets::receive`].
 const BATCHES_MAX: usize = 4;
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,12 +37,12 @@ pub struct BfdCounters {
 }
 
 struct Endpoint {
-    fd: Rc<AsyncFd<Socket>>,
+    socket: Socket,
     hops: Hops,
 }
 
-/// All sockets; owned by the routing thread.
-pub struct Bfd {
+/// All sockets; owned by the thread of path liveness.
+pub struct Sockets {
     endpoints: Vec<Endpoint>,
     incoming: Receiver,
     /// By discriminator; made when the first packet is to be sent, since an address may appear
@@ -55,7 +53,7 @@ pub struct Bfd {
     counters: BfdCounters,
 }
 
-impl Bfd {
+impl Sockets {
     /// One socket for each kind and family (true: IPv4).
     pub fn open(needed: &[(Hops, bool)], seed: u64) -> io::Result<Self> {
         let endpoints = needed
@@ -78,18 +76,18 @@ impl Bfd {
     }
 
     /// To wait for; reading is [`Self::receive`] for all of them.
-    pub fn descriptors(&self) -> impl Iterator<Item = Rc<AsyncFd<Socket>>> + '_ {
-        self.endpoints.iter().map(|endpoint| Rc::clone(&endpoint.fd))
+    pub fn descriptors(&self) -> impl Iterator<Item = RawFd> + '_ {
+        self.endpoints.iter().map(|endpoint| endpoint.socket.as_raw_fd())
     }
 
     /// Hands what has come to `handle`. True when there may be more. With `names` the interface is
     /// told, for which the kernel has to be asked.
     pub fn receive(&mut self, names: bool, mut handle: impl FnMut(Arrival<'_>, &[u8])) -> bool {
         let mut more = false;
-        for Endpoint { fd, hops } in &self.endpoints {
+        for Endpoint { socket, hops } in &self.endpoints {
             let mut full = true;
             for _ in 0..BATCHES_MAX {
-                let count = match self.incoming.receive(fd.get_ref().as_raw_fd()) {
+                let count = match self.incoming.receive(socket.as_raw_fd()) {
                     Ok(count) => count,
                     Err(error) if error.kind() == io::ErrorKind::WouldBlock => 0,
                     Err(_) => {
@@ -202,9 +200,7 @@ impl Endpoint {
             };
             io::Error::new(error.kind(), format!("cannot listen at UDP {local}: {what}"))
         })?;
-        // SAFETY: a `Socket` gives the same open descriptor until it is dropped.
-        let fd = unsafe { AsyncFd::register_with_interest(socket, Interest::READABLE) }?;
-        Ok(Self { fd: Rc::new(fd), hops })
+        Ok(Self { socket, hops })
     }
 }
 
