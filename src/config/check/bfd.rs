@@ -42,13 +42,20 @@ impl Checker<'_, '_> {
             if known {
                 self.error(&at, format!("the path to {address} is watched twice"));
             }
+            if for_neighbor(file, address, multihop) {
+                self.error_hint(
+                    &at,
+                    format!("the path to {address} is watched for the neighbour already"),
+                    "what depends on it needs no second session; remove this",
+                );
+            }
             paths.push(self.bfd_path(file, &defaults, address, session.local_address, multihop));
         }
         if section.anchors == Some(true) {
             let own = file.mobility.as_ref().and_then(|m| m.fe_e).unwrap_or_default();
             for remote in anchors(file) {
                 let known = paths.iter().any(|p| p.remote == remote && p.multihop);
-                if !known {
+                if !known && !for_neighbor(file, remote, true) {
                     let local = local_of(&own, remote);
                     paths.push(self.bfd_path(file, &defaults, remote, local, true));
                 }
@@ -166,9 +173,105 @@ fn anchors(file: &File) -> impl Iterator<Item = IpAddr> + '_ {
     )
 }
 
+/// True when the `bfd` of a neighbour watches the path.
+fn for_neighbor(file: &File, address: IpAddr, multihop: bool) -> bool {
+    let neighbors = file.bgp.iter().flat_map(|bgp| bgp.neighbor.iter().map(move |n| (bgp, n)));
+    neighbors.filter(|(_, n)| n.address == Some(address) && n.shutdown != Some(true)).any(
+        |(bgp, n)| {
+            let default = n.remote_as == bgp.local_as;
+            match &n.bfd {
+                None | Some(file::NeighborBfd::Switch(false)) => false,
+                Some(file::NeighborBfd::Switch(true)) => default == multihop,
+                Some(file::NeighborBfd::Table(t)) => t.multihop.unwrap_or(default) == multihop,
+            }
+        },
+    )
+}
+
 fn local_of(own: &Locator, remote: IpAddr) -> Option<IpAddr> {
     match remote {
         IpAddr::V4(_) => own.ipv4.map(IpAddr::V4),
         IpAddr::V6(_) => own.ipv6.map(IpAddr::V6),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+    use std::path::Path;
+    use std::time::Duration;
+
+    use super::super::super::{Checked, check_text};
+
+    const BASE: &str = "[node]\nanchor-id = \"192.0.2.1\"\n[bgp]\nlocal-as = 65000\n";
+
+    fn checked(more: &str) -> Checked {
+        let text = format!("{BASE}{more}");
+        match check_text("killick.toml", &text, Path::new("/etc/killick"), &[], false) {
+            Ok((checked, _)) => checked,
+            Err(faults) => panic!("{faults}"),
+        }
+    }
+
+    fn neighbor(address: &str, asn: u32, more: &str) -> String {
+        format!(
+            "[[bgp.neighbor]]\naddress = \"{address}\"\nremote-as = {asn}\nimport = \"all\"\n{more}\n"
+        )
+    }
+
+    #[test]
+    fn a_neighbour_takes_what_it_does_not_say_from_the_section() {
+        let text = [
+            neighbor("192.0.2.2", 65000, "bfd = true"),
+            neighbor(
+                "192.0.2.3",
+                65001,
+                "bfd = { min-tx = \"50ms\", strict = true, key-file = \"k\" }",
+            ),
+            neighbor("192.0.2.4", 65000, "bfd = { multihop = false, interface = \"eth1\" }"),
+            neighbor("192.0.2.5", 65000, "bfd = false"),
+            "[bfd]\nmin-tx = \"100ms\"\nmultiplier = 5\n".to_owned(),
+        ];
+        let bgp = checked(&text.concat()).bgp.unwrap();
+        let of = |n: usize| bgp.neighbors[n].bfd.clone();
+        let first = of(0).unwrap();
+        let ms = Duration::from_millis;
+        assert_eq!((first.path.min_tx, first.path.min_rx), (ms(100), ms(300)));
+        assert!(first.path.multihop && !first.strict && first.path.multiplier == 5);
+        let second = of(1).unwrap();
+        assert!(!second.path.multihop && second.strict && second.path.min_tx == ms(50));
+        assert_eq!(second.path.key.unwrap().file, Path::new("/etc/killick/k"));
+        let third = of(2).unwrap();
+        assert!(!third.path.multihop && third.path.interface.as_deref() == Some("eth1"));
+        assert_eq!(of(3), None);
+    }
+
+    #[test]
+    fn anchors_are_watched_from_the_address_of_their_family() {
+        let peer = |n: u8, more: &str| {
+            format!(
+                "[[peer]]\nname = \"a{n}\"\nanchor-id = \"192.0.2.{n}\"\naddress = \"192.0.2.{n}\"\n{more}\n"
+            )
+        };
+        let text = [
+            "[bfd]\nanchors = true\n[[bfd.session]]\naddress = \"192.0.2.2\"\n".to_owned(),
+            "[mobility]\nmode = \"distributed\"\nfe-e = { ipv4 = \"192.0.2.1\" }\n".to_owned(),
+            "[[mobility.pool]]\nprefix = \"10.1.0.0/16\"\n".to_owned(),
+            peer(2, ""),
+            peer(3, ""),
+            peer(4, ""),
+            peer(5, "fe-e = { ipv4 = \"198.51.100.5\", ipv6 = \"2001:db8::5\" }"),
+            // The neighbour's session is enough.
+            neighbor("192.0.2.4", 65000, "bfd = true"),
+            "[tls]\nca = \"c\"\ncertificate = \"d\"\nkey = \"e\"\n".to_owned(),
+        ];
+        let paths = checked(&text.concat()).bfd;
+        let shown: Vec<(String, Option<IpAddr>, bool)> =
+            paths.iter().map(|p| (p.remote.to_string(), p.local, p.multihop)).collect();
+        let own: Option<IpAddr> = Some("192.0.2.1".parse().unwrap());
+        let path = |remote: &str, local| (remote.to_owned(), local, true);
+        // The first is as it was written; of the last one the family that we have.
+        let wanted = [path("192.0.2.2", None), path("192.0.2.3", own), path("198.51.100.5", own)];
+        assert_eq!(shown, wanted);
     }
 }
