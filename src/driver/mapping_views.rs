@@ -47,6 +47,9 @@ fn action_word(action: NegativeAction) -> &'static str {
 }
 
 fn state_word(lisp: &Lisp, rloc: IpAddr) -> &'static str {
+    if lisp.ingress.is_broken(rloc) {
+        return "down";
+    }
     let probe = lisp.xtr.itr.as_ref().and_then(|itr| itr.probes(None).find(|p| p.rloc == rloc));
     match probe.map(|p| p.state) {
         Some(ProbeState::Up) => "up",

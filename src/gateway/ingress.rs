@@ -62,7 +62,10 @@ pub struct Ingress {
     groups: BTreeMap<GroupId, Group>,
     by_set: BTreeMap<(InstanceId, RlocSet), GroupId>,
     by_rloc: BTreeMap<IpAddr, BTreeSet<GroupId>>,
+    /// Locators that do not answer probes.
     down: BTreeSet<IpAddr>,
+    /// Locators to which the path has failed (BFD), in use or not: there are as many as sessions.
+    broken: BTreeSet<IpAddr>,
     /// Numbers that were in use; the least is used again first, so that tables stay dense.
     free: BTreeSet<GroupId>,
     next: u32,
@@ -85,6 +88,7 @@ impl Ingress {
             by_set: BTreeMap::new(),
             by_rloc: BTreeMap::new(),
             down: BTreeSet::new(),
+            broken: BTreeSet::new(),
             free: BTreeSet::new(),
             next: 1,
             counts: IngressCounts::default(),
@@ -149,17 +153,34 @@ impl Ingress {
         if !changed {
             return;
         }
+        self.refresh_groups(rloc, out);
+        // What is known of a locator that no set names is of no use, and would only grow.
+        if !self.by_rloc.contains_key(&rloc) {
+            self.down.remove(&rloc);
+        }
+    }
+
+    /// The path to a locator has failed, or is back, whatever probes say.
+    pub fn set_path(&mut self, rloc: IpAddr, up: bool, out: &mut Vec<EncapChange>) {
+        let changed = if up { self.broken.remove(&rloc) } else { self.broken.insert(rloc) };
+        if changed {
+            self.refresh_groups(rloc, out);
+        }
+    }
+
+    /// The path to a locator has failed.
+    pub fn is_broken(&self, rloc: IpAddr) -> bool {
+        self.broken.contains(&rloc)
+    }
+
+    fn refresh_groups(&mut self, rloc: IpAddr, out: &mut Vec<EncapChange>) {
         for &id in self.by_rloc.get(&rloc).into_iter().flatten() {
             let group = self.groups.get_mut(&id).expect("by_rloc names groups that are there");
-            let path = path(group.iid, &group.rlocs, &self.families, &self.down);
+            let path = path(group.iid, &group.rlocs, &self.families, [&self.down, &self.broken]);
             if path != group.path {
                 group.path = path.clone();
                 out.push(EncapChange::SetGroup { group: id, path });
             }
-        }
-        // What is known of a locator that no set names is of no use, and would only grow.
-        if !self.by_rloc.contains_key(&rloc) {
-            self.down.remove(&rloc);
         }
     }
 
@@ -196,7 +217,7 @@ impl Ingress {
             self.next += 1;
             id
         });
-        let path = path(iid, &rlocs, &self.families, &self.down);
+        let path = path(iid, &rlocs, &self.families, [&self.down, &self.broken]);
         out.push(EncapChange::SetGroup { group: id, path: path.clone() });
         for rloc in rlocs.iter() {
             self.by_rloc.entry(rloc.addr).or_default().insert(id);
@@ -302,11 +323,11 @@ fn path(
     iid: InstanceId,
     rlocs: &RlocSet,
     families: &[Family],
-    down: &BTreeSet<IpAddr>,
+    down: [&BTreeSet<IpAddr>; 2],
 ) -> GroupPath {
     /// "Do not use" (RFC 9301 §5.4).
     const PRIORITY_NEVER: u8 = 255;
-    let can = |addr: IpAddr| usable(addr, families) && !down.contains(&addr);
+    let can = |addr: IpAddr| usable(addr, families) && !down.iter().any(|d| d.contains(&addr));
     let candidates = || rlocs.iter().filter(|r| r.priority != PRIORITY_NEVER && can(r.addr));
     let Some(best) = candidates().map(|r| r.priority).min() else {
         return GroupPath::Unreachable;
@@ -408,6 +429,29 @@ mod tests {
         assert_eq!(reach(&mut ingress, "2001:db8::1", false), one(GroupPath::Unreachable));
         assert_eq!(reach(&mut ingress, "192.0.2.1", true), one(encap(&[("192.0.2.1", 50)])));
         assert_eq!(reach(&mut ingress, "203.0.113.9", false), [], "in no set");
+    }
+
+    #[test]
+    fn a_failed_path_counts_whatever_probes_say() {
+        let mut ingress = Ingress::new(Family::ALL.to_vec());
+        let path = |ingress: &mut Ingress, up| {
+            let mut out = Vec::new();
+            ingress.set_path(addr("192.0.2.1"), up, &mut out);
+            out
+        };
+        // Known before there is any mapping, unlike what probes find.
+        assert_eq!(path(&mut ingress, false), []);
+        let rlocs = set(&[("192.0.2.1", 1, 50), ("192.0.2.2", 2, 50)]);
+        let out = map(&mut ingress, "10.1.0.1/32", &rlocs);
+        let group = GroupId(1);
+        let second = encap(&[("192.0.2.2", 50)]);
+        assert_eq!(out[0], EncapChange::SetGroup { group, path: second.clone() });
+        assert_eq!(reach(&mut ingress, "192.0.2.1", false), []);
+        assert_eq!(path(&mut ingress, true), [], "it does not answer probes either");
+        let first = vec![EncapChange::SetGroup { group, path: encap(&[("192.0.2.1", 50)]) }];
+        assert_eq!(reach(&mut ingress, "192.0.2.1", true), first);
+        assert_eq!(path(&mut ingress, false), [EncapChange::SetGroup { group, path: second }]);
+        assert_eq!(path(&mut ingress, true), first);
     }
 
     #[test]

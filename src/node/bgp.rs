@@ -9,7 +9,7 @@
 //! next packet and moves back properly.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::claims::{Heard, host_route};
 use super::config::NodeConfig;
@@ -396,6 +396,21 @@ impl Node {
         if let Some(speaker) = &mut self.speaker {
             speaker.handle_congested(conn, congested, now);
         }
+    }
+
+    /// The path to a neighbour has failed, or is there.
+    pub(super) fn handle_bgp_path(
+        &mut self,
+        neighbor: IpAddr,
+        up: bool,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        self.with_speaker(now, out, |speaker, said| {
+            if let Some(peer) = speaker.find_neighbor(neighbor) {
+                speaker.handle_path(peer, up, now, said);
+            }
+        });
     }
 
     pub(super) fn handle_bgp_timeout(&mut self, now: Instant, out: &mut Vec<Output>) {

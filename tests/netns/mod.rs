@@ -20,7 +20,9 @@ mod traffic;
 #[path = "../../containerlab/runner/trial.rs"]
 mod trial;
 
+mod bfd;
 mod core;
+mod fib_diff;
 mod instruments;
 mod interrupted;
 mod keys;

@@ -1,5 +1,6 @@
 //! The one integration binary.
 
+mod bfd_wire;
 mod bgp_malformed;
 mod lisp_wire;
 mod memory;
