@@ -10,6 +10,7 @@ use std::net::IpAddr;
 
 use super::Common;
 use super::config::{TransientDrop, TransientLimits};
+use super::packet::HEADROOM;
 use crate::dataplane::tun::Table;
 use crate::types::{Instant, Prefix};
 
@@ -77,7 +78,7 @@ impl Sources {
         self.packets += 1;
         self.octets += octets.len();
         common.totals.held += 1;
-        common.totals.held_octets += octets.len() as u64;
+        common.totals.held_octets += (octets.len() - HEADROOM) as u64;
         true
     }
 

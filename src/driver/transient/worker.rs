@@ -13,8 +13,7 @@ use super::Shared;
 use super::device::DEVICE_QUEUE_PACKETS;
 use crate::dataplane::transient::{HEADROOM, Octets, Output};
 use crate::driver::lisp::mmsg::{BATCH, Outgoing, Receiver, Sender};
-use crate::types::Instant;
-use crate::wire::transient::is_request;
+use crate::types::{Instant, Prefix};
 
 /// The largest packet; and a distance between slots, or all would begin in the same few sets of
 /// the processor's cache.
@@ -37,7 +36,7 @@ const QUICK: Duration = Duration::from_micros(50);
 const BUSY: Duration = Duration::from_millis(20);
 
 /// When it is never free, we wait for it as everybody does.
-const QUICK_TRIES: usize = 8;
+const QUICK_TRIES: u32 = 64;
 
 /// Which slots an output speaks of.
 #[derive(Clone, Copy)]
@@ -63,6 +62,8 @@ pub struct Worker {
     sender: Sender,
     receiver: Receiver,
     outputs: Vec<Output>,
+    /// Whose state is over, and how often its end is put off yet.
+    closing: Option<(Prefix, u32)>,
     idle_since: Option<Instant>,
 }
 
@@ -82,6 +83,7 @@ impl Worker {
             sender: Sender::new(),
             receiver: Receiver::new(SLOT),
             outputs: Vec::new(),
+            closing: None,
             idle_since: None,
         }
     }
@@ -118,7 +120,9 @@ impl Worker {
             entry(self.shared.wake.fd()),
         ];
         let mut until = self.shared.engine().poll_timeout();
-        if let Some(since) = self.idle_since {
+        if self.closing.is_some() {
+            until = Instant::ZERO;
+        } else if let Some(since) = self.idle_since {
             until = until.min(since + RULES_LINGER);
         }
         let wait = until.saturating_since(self.shared.now());
@@ -162,7 +166,11 @@ impl Worker {
                 }
             }
         }
+        // Before it is drained: no later than what is found there.
         let now = self.shared.now();
+        if self.shared.engine().is_asked() {
+            self.drain_device();
+        }
         let mut engine = self.shared.engine();
         engine.handle_timeout(now, &mut self.outputs);
         engine.flush(BATCH, now, &mut self.outputs);
@@ -225,12 +233,6 @@ impl Worker {
         let Some(socket) = &self.sockets[at] else { return 0 };
         // Errors are about packets sent, or the socket is empty.
         let Ok(count) = self.receiver.receive(socket.as_raw_fd()) else { return 0 };
-        let asks =
-            (0..count).any(|at| self.receiver.get(at).is_some_and(|got| is_request(got.octets)));
-        if asks {
-            // The answer says that all is on its way that was here before the question.
-            self.drain_device();
-        }
         let mut engine = self.shared.engine();
         let now = self.shared.now();
         for slot in 0..count {
@@ -277,32 +279,30 @@ impl Worker {
         }
     }
 
-    /// Ends a state that is over: the route first, then the state. One in a turn, so that others
-    /// do not wait for all of them.
+    /// Ends a state that is over: the route first, then the state. One try in a turn, so that others
+    /// do not wait.
     fn close_path(&mut self) {
         let now = self.shared.now();
-        let closing = self.shared.engine().next_closing(now, &mut self.outputs);
-        let Some((prefix, last_at)) = closing else { return };
-        self.execute(Slots::Device);
+        let Some((prefix, tries)) = self.closing.take().or_else(|| self.next_closing(now)) else {
+            return;
+        };
         // A packet that comes to the device after we have looked for the last time, and before its
         // route is gone, can be overtaken by one that comes right after. So this moment is made
         // short, undisturbed, and put right after a packet: then the next one is as far away as it
         // can be.
-        let tries = if now - last_at < BUSY { QUICK_TRIES } else { 0 };
-        let shared = Arc::clone(&self.shared);
-        let mut undisturbed = Undisturbed::begin();
-        let mut kernel = shared.kernel();
-        for _ in 0..tries {
-            drop((kernel, undisturbed));
-            self.drain_device();
+        if tries > 0 {
             self.await_packet();
-            undisturbed = Undisturbed::begin();
-            kernel = shared.kernel();
             self.drain_device();
+        }
+        let shared = Arc::clone(&self.shared);
+        let undisturbed = Undisturbed::begin();
+        let mut kernel = shared.kernel();
+        if tries > 0 {
             let begun = shared.now();
             kernel.diversion.await_lock(prefix);
-            if shared.now() - begun < QUICK {
-                break;
+            if shared.now() - begun > QUICK {
+                self.closing = Some((prefix, tries - 1));
+                return;
             }
         }
         let may = shared.engine().may_finish(prefix);
@@ -316,6 +316,14 @@ impl Worker {
             shared.engine().finish(prefix, shared.now(), &mut self.outputs);
             self.execute(Slots::Device);
         }
+    }
+
+    /// The next state to end, and how often to try to find a good moment for it.
+    fn next_closing(&mut self, now: Instant) -> Option<(Prefix, u32)> {
+        let closing = self.shared.engine().next_closing(now, &mut self.outputs);
+        let (prefix, last_at) = closing?;
+        self.execute(Slots::Device);
+        Some((prefix, if now - last_at < BUSY { QUICK_TRIES } else { 0 }))
     }
 
     /// Until a packet is there, or for a millisecond: whoever sends more often than that is known
