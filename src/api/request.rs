@@ -14,7 +14,7 @@ use super::lisp_views::{
 pub use super::stream::Target;
 use super::views::{
     AcceptedView, BfdSessionView, ContextView, FibDiffView, FibRouteView, NeighborView, Page,
-    RouteDetailView, RouteView, SessionView, StatusView, TraceView, TransferView,
+    PathView, RouteDetailView, RouteView, SessionView, StatusView, TraceView, TransferView,
 };
 use crate::types::{AnchorId, Family, Locator, MnId, Prefix};
 
@@ -58,6 +58,7 @@ pub enum Request {
     BgpRoute(Prefix),
     Sessions(Paging),
     Session(Target),
+    Paths(Paging),
     Attach(Attach),
     Detach(Target),
     Move(Move),
@@ -114,6 +115,7 @@ pub enum Reply {
     Sessions(Page<SessionView>),
     /// All prefixes of one node.
     Session(Vec<SessionView>),
+    Paths(Page<PathView>),
     Accepted(AcceptedView),
     Context(ContextView),
     Transfers(Vec<TransferView>),

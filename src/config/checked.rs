@@ -7,8 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::file::{
-    BfdAlgorithm, Encapsulation, IngressPolicy, LispAlgorithm, LogFormat, MaxPrefixAction, Mode,
-    Role, WhenFull,
+    BfdAlgorithm, Encapsulation, FirstPackets, IngressPolicy, LispAlgorithm, LogFormat,
+    MaxPrefixAction, Mode, Role, WhenFull,
 };
 use crate::types::lisp::{InstanceId, SiteId, XtrId};
 use crate::types::{AnchorId, Family, Locator, MacAddr, MnId, Prefix};
@@ -308,6 +308,7 @@ pub struct OneTimeKeyFile {
 pub struct MapServer {
     pub address: IpAddr,
     pub key: LispKey,
+    pub also_accept: Vec<LispKey>,
     pub register: bool,
 }
 
@@ -315,6 +316,7 @@ pub struct MapServer {
 pub struct Ingress {
     pub prefix: Prefix,
     pub policy: IngressPolicy,
+    pub first_packets: FirstPackets,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -325,6 +327,9 @@ pub struct LispServer {
     pub sites: Vec<LispSite>,
     pub subscribers: Vec<LispSubscriber>,
     pub require_security: bool,
+    /// A second; `None`: no limit.
+    pub requests_per_source: Option<u32>,
+    pub requests_per_eid: Option<u32>,
     pub itrs: Vec<LispItr>,
 }
 
@@ -344,6 +349,7 @@ pub struct LispSite {
     pub anchor_id: AnchorId,
     pub site_id: SiteId,
     pub key: LispKey,
+    pub also_accept: Vec<LispKey>,
     pub prefixes: Vec<Prefix>,
     pub merge: bool,
 }
@@ -353,6 +359,7 @@ pub struct LispSubscriber {
     pub name: String,
     pub xtr_id: XtrId,
     pub key: LispKey,
+    pub also_accept: Vec<LispKey>,
     /// Empty: any.
     pub rlocs: Vec<IpAddr>,
 }
@@ -369,6 +376,7 @@ pub struct Api {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transient {
     pub port: u16,
+    pub locator: Locator,
     pub device: String,
     pub table: u32,
     pub prefer: Family,

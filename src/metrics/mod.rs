@@ -10,12 +10,14 @@ mod health;
 mod label;
 mod lisp;
 mod process;
+mod transient;
 
 pub use bfd::*;
 pub use catalogue::*;
 pub use health::{Health, Waiting};
 pub use label::{Label, Per};
 pub use lisp::*;
+pub use transient::*;
 
 use prometheus::{Encoder, Registry, TextEncoder};
 
@@ -33,6 +35,7 @@ pub struct Metrics {
     pub ctx: CtxMetrics,
     pub lisp: LispMetrics,
     pub encap: EncapMetrics,
+    pub transient: TransientMetrics,
     pub api: ApiMetrics,
     pub store_errors: prometheus::IntCounter,
     pub drops: Per<DropReason, prometheus::IntCounter>,
@@ -63,6 +66,7 @@ impl Metrics {
             ctx: CtxMetrics::new(&make, peers),
             lisp: LispMetrics::new(&make),
             encap: EncapMetrics::new(&make),
+            transient: TransientMetrics::new(&make),
             api: ApiMetrics::new(&make),
             store_errors: make.counter(
                 "killick_store_write_errors_total",
