@@ -55,6 +55,8 @@ pub fn answer(core: &Rc<Core>, answer: Answer) {
     tokio::task::spawn_local(async move {
         let view = compare(&core).await;
         core.comparing.set(false);
+        let mismatch = view.missing + view.extra + view.different + view.shadowed;
+        core.metrics.rib.fib_mismatch.set(i64::try_from(mismatch).unwrap_or(i64::MAX));
         answer.answer(Ok(Reply::FibDiff(Box::new(view))));
     });
 }

@@ -313,3 +313,26 @@ fn a_failed_path_takes_a_locator_out_of_use() -> Result<()> {
     wait_until("it is back", LIMIT, || Ok((!is_down(&states()?)).then_some(())))?;
     stage.host_is_reachable("h1")
 }
+
+/// The anchors of a lab watch each other by one line each.
+#[test]
+fn anchors_watch_each_other() -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    let mut lab = Lab::up("ibgp-flat", false)?;
+    for node in ["a", "b", "c"] {
+        configure(&lab, node, "[bfd]\nanchors = true\n")?;
+        lab.start(node)?;
+    }
+    for (node, others) in [("a", ["10.0.0.2", "10.0.0.3"]), ("c", ["10.0.0.1", "10.0.0.2"])] {
+        for other in others {
+            wait_until(&format!("{node} sees {other}"), LIMIT, || {
+                let path = find(&lab, node, "bfd sessions", other)?;
+                let is_up = path["state"] == "up" && path["multihop"] == true;
+                if is_up { Ok(Some(())) } else { Err(path.to_string().into()) }
+            })?;
+        }
+    }
+    Ok(())
+}
