@@ -12,6 +12,7 @@ pub mod filter;
 mod forwarding;
 pub mod netlink;
 pub mod reconcile;
+pub mod rewrite;
 pub mod tun;
 
 use std::net::IpAddr;
