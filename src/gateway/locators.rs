@@ -307,7 +307,7 @@ mod tests {
         assert_eq!(all.poll_timeout(), Instant::FAR_FUTURE);
         all.release(host(1).addr(), NOW);
         records.clear();
-        all.handle_timeout(NOW + QUARANTINE - Duration::from_secs(1), &mut records);
+        all.handle_timeout(NOW + (QUARANTINE - Duration::from_secs(1)), &mut records);
         assert_eq!(records, []);
         all.handle_timeout(NOW + QUARANTINE, &mut records);
         assert_eq!(records, [LocatorRecord { slot: 0, pair: None }]);

@@ -17,7 +17,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant as Clock};
 
 use killick::dataplane::ebpf::OpenError;
-use killick::dataplane::encap::{DropReason, EncapError, Encapsulator};
+use killick::dataplane::encap::{DropReason, EncapError, Encapsulator, Totals};
 use killick::dataplane::rewrite::{Options, Rewrite, Role, Sizes};
 use killick::gateway::Locators;
 use killick::types::lisp::{EncapChange, EncapEvent, EntryAction, GroupId, GroupPath};
@@ -392,7 +392,346 @@ fn all_transports_arrive_as_they_were_sent() {
         }
         datagrams(&lab, EIDS[0], false);
     }
+    assert_eq!(g.f.totals().unwrap(), Totals::default());
     let (i, e) = (g.i.totals().unwrap(), g.e.totals().unwrap());
     assert!(i.encapsulated.packets > 3_000 && i.encapsulated == e.decapsulated, "{i:?} {e:?}");
     assert_eq!((i.dropped, e.dropped), ([0; 9], [0; 9]));
+}
+
+/// RFC 1071, over all of it.
+fn sum(octets: &[u8]) -> u16 {
+    let words = octets.chunks(2).map(|w| u32::from(w[0]) << 8 | u32::from(*w.get(1).unwrap_or(&0)));
+    let mut sum: u32 = words.sum();
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    sum as u16
+}
+
+/// A raw socket of the source for what is said of its packets.
+struct Errors {
+    socket: socket2::Socket,
+    v6: bool,
+}
+
+/// One ICMP error: who said it, its type and code, its MTU, and the destination it is about.
+#[derive(Debug, PartialEq, Eq)]
+struct Said {
+    by: IpAddr,
+    kind: (u8, u8),
+    mtu: u16,
+    about: IpAddr,
+}
+
+impl Errors {
+    fn open(lab: &Lab, v6: bool) -> Self {
+        use socket2::{Domain, Protocol, Socket, Type};
+        let socket = inside(&lab.name("s"), || {
+            let (domain, protocol) = match v6 {
+                false => (Domain::IPV4, Protocol::ICMPV4),
+                true => (Domain::IPV6, Protocol::ICMPV6),
+            };
+            Socket::new(domain, Type::RAW, Some(protocol)).unwrap()
+        });
+        socket.set_read_timeout(Some(LIMIT)).unwrap();
+        Self { socket, v6 }
+    }
+
+    /// The next one, with all of its checksums right. Of IPv6 the kernel has looked at that already.
+    fn next(&mut self) -> Said {
+        loop {
+            let mut buffer = [0; 2000];
+            let len = (&self.socket).read(&mut buffer).unwrap();
+            let packet = &buffer[..len];
+            // Only IPv4 comes with its header. There is no destination of IPv6 in errors but quoted.
+            if self.v6 {
+                if packet[0] >= 128 {
+                    continue;
+                }
+                let quoted: [u8; 40] = packet[8..48].try_into().unwrap();
+                let about: [u8; 16] = quoted[24..].try_into().unwrap();
+                let mtu = u16::from_be_bytes([packet[6], packet[7]]);
+                return Said {
+                    by: IpAddr::from([0_u16; 8]),
+                    kind: (packet[0], packet[1]),
+                    mtu,
+                    about: about.into(),
+                };
+            }
+            let icmp = &packet[20..];
+            if matches!(icmp[0], 0 | 8) {
+                continue;
+            }
+            assert_eq!(sum(&packet[..20]), 0xffff, "outer header");
+            assert_eq!(sum(icmp), 0xffff, "ICMP: {icmp:02x?}");
+            assert_eq!(sum(&icmp[8..28]), 0xffff, "quoted header");
+            let about: [u8; 4] = icmp[24..28].try_into().unwrap();
+            let by: [u8; 4] = packet[12..16].try_into().unwrap();
+            let mtu = u16::from_be_bytes([icmp[6], icmp[7]]);
+            let kind = (icmp[0], icmp[1]);
+            return Said { by: by.into(), kind, mtu, about: about.into() };
+        }
+    }
+}
+
+/// What routers say about a packet that was rewritten is about the EID when its source hears it,
+/// whoever says it: FE_I, the router behind it, FE_E, the node.
+#[test]
+fn errors_are_about_the_eid() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut g) = lab.gateways() else { return };
+    for (v6, eid) in [(false, EIDS[0]), (true, EIDS[1])] {
+        let locator = host_at(&lab, "e", &mut g.e, &mut g.i, eid);
+        lab.pings_soon(eid);
+        let mut errors = Errors::open(&lab, v6);
+        let from = SocketAddr::new(addr(SOURCES[usize::from(v6)]), 0);
+        let sender = inside(&lab.name("s"), || UdpSocket::bind(from).unwrap());
+        let sender = socket2::Socket::from(sender);
+        let before = detail(&g.i, "errors_translated");
+        // Nobody listens at the node.
+        let (expired, closed) = if v6 { ((3, 0), (1, 4)) } else { ((11, 0), (3, 3)) };
+        for (hops, by, kind) in [
+            (1, "10.8.0.1", expired),
+            (2, "10.101.0.2", expired),
+            (3, "10.102.0.2", expired),
+            (64, "10.9.0.7", closed),
+        ] {
+            if v6 {
+                sender.set_unicast_hops_v6(hops).unwrap();
+            } else {
+                sender.set_ttl_v4(hops).unwrap();
+            }
+            let to = SocketAddr::new(addr(eid), 33_434);
+            sender.send_to(&pattern(700), &to.into()).unwrap();
+            let said = errors.next();
+            assert_eq!((said.about, said.kind), (addr(eid), kind), "{hops} hops");
+            if !v6 {
+                assert_eq!(said.by, addr(by));
+            }
+        }
+        let translated = detail(&g.i, "errors_translated") - before;
+        assert_eq!(
+            translated, 2,
+            "those of FE_I itself and of the router, not of who knows the EID"
+        );
+        assert_ne!(locator, addr(eid));
+    }
+}
+
+/// RFC 1191, RFC 8201: behind FE_I is a smaller link, then one of FE_I's own is. The source learns it
+/// for the EID, and a transfer gets through.
+#[test]
+fn sources_learn_the_mtu_of_the_path() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut g) = lab.gateways() else { return };
+    lab.without_offload();
+    for eid in EIDS {
+        host_at(&lab, "e", &mut g.e, &mut g.i, eid);
+        lab.pings_soon(eid);
+    }
+    for (node, link, peer, other, mtu) in
+        [("c", "c1", "e", "u1", 1400_u16), ("i", "u0", "c", "c0", 1300)]
+    {
+        lab.ip(node, &format!("link set {link} mtu {mtu}"));
+        lab.ip(peer, &format!("link set {other} mtu {mtu}"));
+        for (v6, eid) in [(false, EIDS[0]), (true, EIDS[1])] {
+            let mut errors = Errors::open(&lab, v6);
+            // Ten octets more than what fits; the source knows the MTU of before already.
+            let len = mtu + 10 - if v6 { 48 } else { 28 };
+            let (_, said) = lab.ping("s", eid, &format!("-c 1 -W 1 -M do -s {len}"));
+            let told = [format!("mtu = {mtu}"), format!("mtu={mtu}")];
+            assert!(told.iter().any(|told| said.contains(told)), "{said}");
+            let error = errors.next();
+            assert_eq!((error.about, error.mtu), (addr(eid), mtu), "{error:?}");
+            let route = lab.ip("s", &format!("route get {eid}"));
+            assert!(route.contains(&format!("mtu {mtu}")), "{route}");
+            transfer(&lab, eid, &pattern(500_000));
+        }
+    }
+}
+
+/// What is for a locator of ours that is nobody's is dropped and counted, whoever sends it; so is
+/// what an entry forbids. Entries that are no rewriting are refused with words.
+#[test]
+fn locators_of_nobody_are_dropped_and_counted() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut g) = lab.gateways() else { return };
+    for eid in EIDS {
+        let locator = host_at(&lab, "e", &mut g.e, &mut g.i, eid);
+        lab.pings_soon(eid);
+        // The node is not to be reached by its locator's neighbour, nor with an entry that is gone.
+        let before = dropped(&mut g.e, DropReason::NotAllowed);
+        let next = match locator {
+            IpAddr::V4(v4) => IpAddr::from((u32::from(v4) ^ 1).to_be_bytes()),
+            IpAddr::V6(v6) => IpAddr::from((u128::from(v6) ^ 1).to_be_bytes()),
+        };
+        assert!(!lab.ping("s", &next.to_string(), "-c 3 -W 1").0);
+        assert_eq!(dropped(&mut g.e, DropReason::NotAllowed) - before, 3);
+        apply(&mut g.e, &[EncapChange::RemoveEntry { prefix: Prefix::host(locator) }]);
+        assert!(!lab.ping("s", eid, "-c 4 -W 1").0);
+        assert_eq!(dropped(&mut g.e, DropReason::NotAllowed) - before, 7);
+        let prefix = Prefix::host(addr(eid));
+        apply(&mut g.i, &[EncapChange::SetEntry { prefix, action: EntryAction::Drop }]);
+        let before = dropped(&mut g.i, DropReason::Policy);
+        assert!(!lab.ping("s", eid, "-c 2 -W 1").0);
+        assert_eq!(dropped(&mut g.i, DropReason::Policy) - before, 2);
+    }
+    let group = GroupId(0);
+    let path = GroupPath::Unreachable;
+    let rewrite = |key: &str, to: &str| EncapChange::SetEntry {
+        prefix: prefix(key),
+        action: EntryAction::Rewrite(addr(to)),
+    };
+    let mut results = Vec::new();
+    g.e.apply(
+        &[
+            EncapChange::SetGroup { group, path },
+            EncapChange::AllowDecap { prefix: prefix("10.9.0.0/24") },
+            rewrite("10.9.0.0/24", "10.77.2.1"),
+            rewrite("10.9.0.9/32", "2001:db8::1"),
+            rewrite("2001:db8:9::9/128", "2001:db8:77:3::1"), // another checksum
+            EncapChange::SetEntry { prefix: prefix("10.77.2.0/24"), action: EntryAction::Native },
+            EncapChange::SetEntry {
+                prefix: prefix("10.9.0.0/24"),
+                action: EntryAction::Group(group),
+            },
+        ],
+        &mut results,
+    );
+    for result in &results {
+        assert!(matches!(result, Err(EncapError::Unsupported(_))), "{results:?}");
+    }
+}
+
+/// A packet without a mapping is told and led to the device that holds it; FE_I's own packets are
+/// rewritten behind that.
+#[test]
+fn first_packets_are_told_and_own_packets_rewritten() {
+    let Some(lab) = Lab::new() else { return };
+    let Some(mut g) = lab.gateways() else { return };
+    for (source, eid) in SOURCES.into_iter().zip(EIDS) {
+        let all = Prefix::new(addr(eid), if addr(eid).is_ipv4() { 16 } else { 48 }).unwrap();
+        apply(&mut g.i, &[EncapChange::SetEntry { prefix: all, action: EntryAction::Punt }]);
+        let mut events = Vec::new();
+        while g.i.handle_readable(&mut events).unwrap() {}
+        events.clear();
+        assert!(!lab.ping("s", eid, "-c 1 -W 1").0);
+        while g.i.handle_readable(&mut events).unwrap() {}
+        let miss = EncapEvent::Miss { source: addr(source), destination: addr(eid) };
+        assert_eq!(events, [miss, EncapEvent::FirstPacket { prefix: all }]);
+        host_at(&lab, "e", &mut g.e, &mut g.i, eid);
+        lab.pings_soon(eid);
+        let own = if addr(eid).is_ipv4() { "10.8.0.1" } else { "2001:db8:8::1" };
+        let before = g.i.totals().unwrap().encapsulated.packets;
+        let (answered, said) = lab.ping("i", eid, &format!("-c 3 -W 2 -I {own}"));
+        assert!(answered, "{said}");
+        assert_eq!(g.i.totals().unwrap().encapsulated.packets - before, 3);
+    }
+    assert_eq!(detail(&g.i, "punted"), 2);
+}
+
+/// Connections go on while the processes of both ends come and go, while the node moves to another
+/// FE_E, and while FE_I knows only the old one, whose FE_E sends on.
+#[test]
+fn connections_survive_restarts_and_moves() {
+    for clsact in [false, true] {
+        let Some(lab) = Lab::new() else { return };
+        let options = |node: &str| Options { clsact, ..lab.options(node) };
+        let Some(mut i) = lab.start("i", options("i")) else { return };
+        let mut e = lab.start("e", options("e")).unwrap();
+        let mut f = lab.start("f", options("f")).unwrap();
+        let locators = EIDS.map(|eid| host_at(&lab, "e", &mut e, &mut i, eid));
+        EIDS.iter().for_each(|eid| lab.pings_soon(eid));
+        let at = EIDS.map(|eid| SocketAddr::new(addr(eid), 5003));
+        let listeners = at.map(|at| inside(&lab.name("m"), || TcpListener::bind(at).unwrap()));
+        let streams =
+            at.map(|at| inside(&lab.name("s"), || TcpStream::connect_timeout(&at, LIMIT).unwrap()));
+        let stop = AtomicBool::new(false);
+        let carried = [AtomicU32::new(0), AtomicU32::new(0)];
+        let go_on = |what: &str| {
+            let before = carried.each_ref().map(|c| c.load(Ordering::Relaxed));
+            let begin = Clock::now();
+            while carried.iter().zip(before).any(|(c, b)| c.load(Ordering::Relaxed) < b + 20) {
+                assert!(begin.elapsed() < LIMIT, "{what}: {carried:?}, {before:?}");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        };
+        let i = std::thread::scope(|scope| {
+            for listener in &listeners {
+                scope.spawn(move || {
+                    let (mut stream, _) = listener.accept().unwrap();
+                    let mut piece = [0; 3000];
+                    while stream.read_exact(&mut piece).is_ok() && stream.write_all(&piece).is_ok()
+                    {
+                    }
+                });
+            }
+            for (stream, carried) in streams.iter().zip(&carried) {
+                let (mut stream, stop) = (stream.try_clone().unwrap(), &stop);
+                scope.spawn(move || {
+                    stream.set_read_timeout(Some(LIMIT)).unwrap();
+                    let mut back = [0; 3000];
+                    let sent = pattern(3000);
+                    while !stop.load(Ordering::Relaxed) {
+                        stream.write_all(&sent).unwrap();
+                        stream.read_exact(&mut back).unwrap();
+                        assert!(back[..] == sent[..]);
+                        carried.fetch_add(1, Ordering::Relaxed);
+                    }
+                    stream.shutdown(std::net::Shutdown::Both).unwrap();
+                });
+            }
+            // Should an assertion fail, the threads end all the same.
+            struct Stop<'a>(&'a AtomicBool);
+            impl Drop for Stop<'_> {
+                fn drop(&mut self) {
+                    self.0.store(true, Ordering::Relaxed);
+                }
+            }
+            let _stop = Stop(&stop);
+            go_on("at first");
+            drop(i);
+            drop(e);
+            go_on("without processes");
+            i = lab.start("i", options("i")).unwrap();
+            e = lab.start("e", options("e")).unwrap();
+            go_on("with the next ones");
+            for (plane, wanted) in [
+                (
+                    &mut i,
+                    EIDS.iter().zip(locators).map(|(e, l)| entry(addr(e), l)).collect::<Vec<_>>(),
+                ),
+                (&mut e, EIDS.iter().zip(locators).map(|(e, l)| entry(l, addr(e))).collect()),
+            ] {
+                let mut there = Vec::new();
+                plane.begin_dump().unwrap();
+                while plane.continue_dump(&mut there).unwrap() {}
+                assert_eq!(there, wanted, "and no closed pools");
+            }
+            // To f; FE_E there first. e sends on what FE_I still sends to it.
+            let next = EIDS.map(|eid| locator(&options("f"), eid));
+            for (eid, next) in EIDS.iter().zip(next) {
+                apply(&mut f, &[entry(next, addr(eid))]);
+                apply(&mut e, &[entry(addr(eid), next)]);
+            }
+            lab.ip("e", "link set m0 down");
+            lab.ip("m", "route replace default via 10.105.0.1");
+            lab.ip("m", "-6 route replace default via 2001:db8:105::1");
+            go_on("sent on");
+            assert!(e.totals().unwrap().late.packets > 20);
+            for (eid, next) in EIDS.iter().zip(next) {
+                apply(&mut i, &[entry(addr(eid), next)]);
+            }
+            let late = e.totals().unwrap().late;
+            go_on("at the next anchor");
+            assert!(e.totals().unwrap().late.packets <= late.packets + 20, "no longer by e");
+            i
+        });
+        inside(&lab.name("i"), || i.remove()).unwrap();
+        // The kernel lets go of links a moment later.
+        let begin = Clock::now();
+        while lab.ping("s", EIDS[0], "-c 1 -W 1").0 {
+            assert!(begin.elapsed() < LIMIT, "clsact {clsact}: it is still rewritten");
+        }
+    }
 }

@@ -609,3 +609,6 @@ impl Encapsulator for Rewrite {
         Ok(true)
     }
 }
+
+#[cfg(test)]
+mod tests;
