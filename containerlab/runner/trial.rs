@@ -97,7 +97,11 @@ fn set_transient(lab: &Lab, wanted: bool) -> Result<()> {
         let config = fs::read_to_string(&path)?;
         let has = config.lines().any(|line| line.trim() == "[transient]");
         if wanted && !has && config.contains("[[access]]") {
-            fs::write(&path, format!("{config}\n[transient]\n"))?;
+            let id = config.lines().find_map(|line| line.strip_prefix("anchor-id = "));
+            let id = id.ok_or("a killick without anchor-id")?;
+            // The address of its loopback: every anchor has it, whatever tunnels end there.
+            let section = format!("[transient]\nlocator = {{ ipv4 = {id} }}\n");
+            fs::write(&path, format!("{config}\n{section}"))?;
         } else if !wanted && has {
             let (before, after) = config.split_once("[transient]").ok_or("no section")?;
             let rest =

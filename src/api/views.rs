@@ -2,7 +2,7 @@
 //! and words may be added, never renamed or removed; readers must ignore what they do not know.
 //! Keys are kebab-case, times are microseconds (`-us`) or seconds (`-s`).
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -243,6 +243,28 @@ pub struct AttachmentView {
     pub interface: String,
     pub mac: MacAddr,
     pub by: Option<Sighting>,
+}
+
+/// The packets of one prefix that wait here, go on to its next anchor, or are put in order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PathView {
+    pub prefix: Prefix,
+    /// `None`: it is no longer bound here.
+    pub mn: Option<MnId>,
+    /// `hold`, `forward`, `gate`, `closing`.
+    pub state: String,
+    /// The other end, where it is known.
+    pub peer: Option<SocketAddr>,
+    pub since_ms: u64,
+    pub waiting: usize,
+    pub waiting_octets: usize,
+    /// Since the state began.
+    pub held: u64,
+    pub forwarded: u64,
+    pub dropped: u64,
+    /// Flows that wait for their marker.
+    pub flows: usize,
 }
 
 /// The answer to attach, detach and move.

@@ -5,8 +5,8 @@ use crate::api::lisp_views::{
     ExplainView, LookupView, MapCacheView, ProbeView, RegistrationView, RlocView, SubscriptionView,
 };
 use crate::api::views::{
-    AcceptedView, EncapStatusView, FibRouteView, NeighborView, RouteDetailView, RouteView,
-    SessionView, StatusView, StepView, TraceView, TransferView,
+    AcceptedView, EncapStatusView, FibRouteView, NeighborView, PathView, RouteDetailView,
+    RouteView, SessionView, StatusView, StepView, TraceView, TransferView,
 };
 use crate::types::Family;
 
@@ -220,6 +220,38 @@ pub fn sessions(view: &[SessionView]) -> Table {
             text(s.lifetime_s.map(age)),
             text(fe_e),
             text(attachment),
+        ]);
+    }
+    table
+}
+
+pub fn paths(view: &[PathView]) -> Table {
+    let mut table = Table::new(&[
+        "prefix",
+        "node",
+        "state",
+        "peer",
+        ">ms",
+        ">waiting",
+        ">octets",
+        ">held",
+        ">forwarded",
+        ">dropped",
+        ">flows",
+    ]);
+    for p in view {
+        table.row(vec![
+            p.prefix.to_string(),
+            text(p.mn.as_ref()),
+            p.state.clone(),
+            text(p.peer),
+            p.since_ms.to_string(),
+            p.waiting.to_string(),
+            p.waiting_octets.to_string(),
+            p.held.to_string(),
+            p.forwarded.to_string(),
+            p.dropped.to_string(),
+            p.flows.to_string(),
         ]);
     }
     table

@@ -335,6 +335,7 @@ pub struct Api {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Transient {
     pub port: u16,
+    pub locator: Locator,
     pub device: String,
     pub table: u32,
     pub prefer: Family,

@@ -799,6 +799,9 @@ pub struct TransientSection {
     /// UDP port at which packets are taken from other anchors, on our FE_E. Default: 47300.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub port: Option<u16>,
+    /// Our addresses for them. Default: `mobility.fe-e`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locator: Option<Locator>,
     /// Name of the TUN device that held packets come by. Default: `killick-hold`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub device: Option<String>,

@@ -151,6 +151,21 @@ fn ask(state: &State, request: Request, clock: &Clock, now: Instant) -> Answered
                 next: page.next.map(|n| n.to_string()),
             }))
         }
+        Request::Paths(paging) => {
+            let transient = state.transient.as_ref().ok_or_else(|| {
+                let what = "packets wait nowhere here: there is no [transient]";
+                ApiError::new(ErrorCode::NotConfigured, what)
+            })?;
+            let after = paging.cursor.as_deref().map(str::parse).transpose().map_err(|_| {
+                ApiError::new(ErrorCode::BadRequest, "not a cursor of this listing")
+            })?;
+            let found = transient.paths(after, paging.limit);
+            let next = (found.len() == paging.limit).then(|| found.last()).flatten();
+            Ok(Reply::Paths(Page {
+                next: next.map(|path| path.prefix.to_string()),
+                items: found.iter().map(|path| views::path(state, path, transient.now())).collect(),
+            }))
+        }
         Request::Session(target) => {
             let prefixes = match &target {
                 Target::Mn(mn) => node.location.prefixes_of(mn).to_vec(),

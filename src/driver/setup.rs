@@ -23,7 +23,7 @@ use crate::iec::Scope;
 use crate::location::Pool;
 use crate::mctx::{Mctx, MctxConfig, Trust};
 use crate::node::lisp::Lisp;
-use crate::node::{Aggregate, Node, NodeConfig};
+use crate::node::{Aggregate, Node, NodeConfig, TransientConfig};
 use crate::proto::bgp::policy::{ExportPolicy, ImportPolicy, PrefixFilter, PrefixRule};
 use crate::proto::bgp::rib::{PeerKind, RibConfig};
 use crate::proto::bgp::session::{GracefulRestart, Md5Key, SessionConfig, Transport};
@@ -66,8 +66,8 @@ fn random<const N: usize>() -> io::Result<[u8; N]> {
 
 /// Where we take packets of transient paths, when we do.
 pub fn path_end(config: &Checked) -> Option<PathEnd> {
-    let port = config.transient.as_ref()?.port;
-    Some(PathEnd { locator: own_locator(config), port })
+    let section = config.transient.as_ref()?;
+    Some(PathEnd { locator: section.locator, port: section.port })
 }
 
 impl Parts {
@@ -96,9 +96,10 @@ impl Parts {
             Speaker::new(SpeakerConfig { rib, seed, selection_deferral }, now)
         });
         let mut node_config = node_config(config, seed);
-        if config.transient.is_some() {
+        if let Some(PathEnd { locator, .. }) = path_end(config) {
             let secret = random().map_err(RunError::io("cannot read random numbers"))?;
-            node_config.transient = Some(PathSecret::new(&secret));
+            let secret = PathSecret::new(&secret);
+            node_config.transient = Some(TransientConfig { secret, locator });
         }
         let mctx_config = MctxConfig {
             is_controller: matches!(node_config.scope, Some(Scope::Controller)),

@@ -7,11 +7,11 @@ use super::store::Store;
 use crate::api::views::{
     AttachmentView, AttributeView, BgpStatusView, ContextPrefixView, ContextView, EncapStatusView,
     FibRouteView, KernelStatusView, LispStatusView, MobilityStatusView, NeighborFamilyView,
-    NeighborView, PeerView, RouteDetailView, RouteView, SessionView, StatusView, StepView,
-    TraceView, TransferView,
+    NeighborView, PathView, PeerView, RouteDetailView, RouteView, SessionView, StatusView,
+    StepView, TraceView, TransferView,
 };
 use crate::api::{ApiError, ErrorCode};
-use crate::dataplane::Kind;
+use crate::dataplane::{Kind, transient};
 use crate::iec::StageView;
 use crate::node::lisp::Lisp;
 use crate::node::timeline::{Event, Phase};
@@ -272,6 +272,28 @@ pub fn route_detail(state: &State, route: &rib::RouteView<'_>) -> RouteDetailVie
             .map(|p| path_view(state, route.prefix, p, route.paths.len()))
             .collect(),
         advertised_to: told.into_iter().filter_map(|p| address_of(state, p)).collect(),
+    }
+}
+
+pub fn path(state: &State, path: &transient::PathView, now: Instant) -> PathView {
+    PathView {
+        prefix: path.prefix,
+        mn: state.node.location.find(path.prefix).map(|binding| binding.mn.clone()),
+        state: match path.state {
+            transient::PathState::Hold => "hold",
+            transient::PathState::Forward => "forward",
+            transient::PathState::Gate => "gate",
+            transient::PathState::Closing => "closing",
+        }
+        .into(),
+        peer: path.peer,
+        since_ms: u64::try_from((now - path.since).as_millis()).unwrap_or(u64::MAX),
+        waiting: path.waiting,
+        waiting_octets: path.waiting_octets,
+        held: path.counts.held,
+        forwarded: path.counts.forwarded,
+        dropped: path.counts.dropped,
+        flows: path.flows,
     }
 }
 

@@ -16,6 +16,14 @@ pub struct Aggregate {
     pub next_hop: Locator,
 }
 
+/// Packets of a node that leaves wait here.
+#[derive(Clone, Debug)]
+pub struct TransientConfig {
+    pub secret: PathSecret,
+    /// Where we take those of other anchors, and speak to them from.
+    pub locator: Locator,
+}
+
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
     pub own: AnchorId,
@@ -42,6 +50,6 @@ pub struct NodeConfig {
     /// had.
     pub recover_max: Duration,
     /// `None`: relocation is by routes alone, and packets wait nowhere.
-    pub transient: Option<PathSecret>,
+    pub transient: Option<TransientConfig>,
     pub seed: u64,
 }

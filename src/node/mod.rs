@@ -22,7 +22,7 @@ mod transient;
 
 pub use bgp::LARGE_COMMUNITY_ANCHOR;
 pub use bgp::LARGE_COMMUNITY_GENERATION;
-pub use config::{Aggregate, NodeConfig};
+pub use config::{Aggregate, NodeConfig, TransientConfig};
 pub use flow::Node;
 pub use inputs::Greeting;
 pub use output::{Counters, HandoverPhase, Mode, Observation, Output, Record};

@@ -131,7 +131,7 @@ mod transient {
     use super::*;
     use crate::auth::PathSecret;
     use crate::mctx::Trust;
-    use crate::node::{Greeting, Paths};
+    use crate::node::{Greeting, Paths, TransientConfig};
     use crate::types::transfer::Signal;
     use crate::types::transient::{PathEnd, PathEnding, TransientChange, TransientEvent};
 
@@ -145,7 +145,8 @@ mod transient {
             let mut node = node(Scope::Distributed { own });
             node.config.own = own;
             node.config.fe_e = locator(last);
-            node.config.transient = Some(PathSecret::new(&[last; 32]));
+            let secret = PathSecret::new(&[last; 32]);
+            node.config.transient = Some(TransientConfig { secret, locator: locator(last) });
             let pool = node.config.pools[0].prefix;
             let peer = if own == OWN { OTHER } else { OWN };
             node.config.trust.insert(peer, vec![pool]);

@@ -69,11 +69,12 @@ impl Node {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        let Some(secret) = &self.config.transient else { return };
-        if context.anchor != self.config.own || !self.paths.ends.contains_key(&to) {
+        let Some(config) = &self.config.transient else { return };
+        let can_reach = |end: &PathEnd| end.locator.shares_family_with(&config.locator);
+        if context.anchor != self.config.own || !self.paths.ends.get(&to).is_some_and(can_reach) {
             return;
         }
-        let key = secret.key(&context.mn, context.generation, to);
+        let key = config.secret.key(&context.mn, context.generation, to);
         for prefix in context.prefixes.iter().map(|p| p.prefix) {
             if self.egress.find(prefix).is_none() {
                 continue;
@@ -189,6 +190,7 @@ impl Node {
                     PathEnding::Drained => "drained",
                     PathEnding::Bound => "packets were still coming",
                     PathEnding::Silent => "the other anchor said nothing",
+                    PathEnding::Failed => "could not be set up",
                     PathEnding::Replaced => "replaced",
                 };
                 self.record(now, None, prefix, Phase::PathEnded, None, word);

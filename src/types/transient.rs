@@ -70,6 +70,8 @@ pub enum PathEnding {
     Silent,
     /// By [`TransientChange::Release`], or another path of the prefix.
     Replaced,
+    /// It could not be set up.
+    Failed,
 }
 
 /// Of one prefix, since its state began.

@@ -59,12 +59,12 @@ fn reactive(lab: &str) -> Result<()> {
 
 #[test]
 fn predictive_moves_cost_no_packet_flat() -> Result<()> {
-    predictive("ibgp-flat")
+    predictive("lossless")
 }
 
 #[test]
 fn predictive_moves_cost_no_packet_controller() -> Result<()> {
-    predictive("ibgp-controller")
+    predictive("lossless-controller")
 }
 
 #[test]
@@ -74,12 +74,12 @@ fn predictive_moves_cost_no_packet_lisp() -> Result<()> {
 
 #[test]
 fn reactive_moves_cost_no_packet_once_it_is_asked_for_flat() -> Result<()> {
-    reactive("ibgp-flat")
+    reactive("lossless")
 }
 
 #[test]
 fn reactive_moves_cost_no_packet_once_it_is_asked_for_controller() -> Result<()> {
-    reactive("ibgp-controller")
+    reactive("lossless-controller")
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::time::Duration;
 use super::Checker;
 use crate::config::checked::Transient;
 use crate::config::file::{File, OuterFamily};
-use crate::types::Family;
+use crate::types::{Family, Locator};
 
 const PORT: u16 = 47_300;
 const DEVICE: &str = "killick-hold";
@@ -38,6 +38,11 @@ impl Checker<'_, '_> {
         let port = section.port.unwrap_or(PORT);
         if port == 0 {
             self.error("transient.port", "0 is not a port");
+        }
+        let fe_e = file.mobility.as_ref().and_then(|mobility| mobility.fe_e);
+        let locator = section.locator.or(fe_e).unwrap_or_default();
+        if locator == Locator::default() && section.locator.is_some() {
+            self.error_hint("transient.locator", "there is no address in it", "ipv4, ipv6 or both");
         }
         let device = section.device.clone().unwrap_or_else(|| DEVICE.to_owned());
         let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
@@ -84,6 +89,7 @@ impl Checker<'_, '_> {
         };
         Some(Some(Transient {
             port,
+            locator,
             device,
             table,
             prefer: match section.prefer.unwrap_or_default() {

@@ -94,10 +94,10 @@ impl Settings {
 }
 
 /// An eventfd: wakes who waits on it.
-struct Bell(OwnedFd);
+pub(in crate::driver) struct Bell(OwnedFd);
 
 impl Bell {
-    fn new() -> io::Result<Self> {
+    pub(in crate::driver) fn new() -> io::Result<Self> {
         // SAFETY: plain integers; the result is checked.
         let raw = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
         if raw < 0 {
@@ -107,14 +107,18 @@ impl Bell {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(raw) }))
     }
 
-    fn ring(&self) {
+    pub(in crate::driver) fn ring(&self) {
         let count = 1_u64;
         // SAFETY: the pointer and the length describe an integer that outlives the call. It only
         // fails when it was rung very often and nobody came.
         unsafe { libc::write(self.0.as_raw_fd(), (&raw const count).cast(), 8) };
     }
 
-    fn silence(&self) {
+    pub(in crate::driver) fn fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    pub(in crate::driver) fn silence(&self) {
         let mut count = 0_u64;
         // SAFETY: as above.
         unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), 8) };
@@ -453,7 +457,7 @@ impl Routes {
 
 // ---- the device and the sockets ---------------------------------------------------------------
 
-fn interface_request(name: &str) -> io::Result<libc::ifreq> {
+pub(in crate::driver) fn interface_request(name: &str) -> io::Result<libc::ifreq> {
     if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains('\0') {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not an interface name"));
     }
@@ -465,7 +469,7 @@ fn interface_request(name: &str) -> io::Result<libc::ifreq> {
     Ok(request)
 }
 
-fn open_device(name: &str) -> io::Result<File> {
+pub(in crate::driver) fn open_device(name: &str) -> io::Result<File> {
     let device = OpenOptions::new()
         .read(true)
         .write(true)
@@ -477,7 +481,11 @@ fn open_device(name: &str) -> io::Result<File> {
     Ok(device)
 }
 
-fn ioctl(fd: &impl AsRawFd, number: libc::Ioctl, request: &libc::ifreq) -> io::Result<()> {
+pub(in crate::driver) fn ioctl(
+    fd: &impl AsRawFd,
+    number: libc::Ioctl,
+    request: &libc::ifreq,
+) -> io::Result<()> {
     // SAFETY: `request` is what these requests take, and outlives the call.
     let rc = unsafe { libc::ioctl(fd.as_raw_fd(), number, request) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
