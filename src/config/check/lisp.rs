@@ -162,6 +162,13 @@ impl Checker<'_, '_> {
                 "mode = \"distributed\"",
             );
         }
+        if mode == Some(Mode::Distributed) && section.server.is_some() {
+            self.error_hint(
+                "lisp.encapsulation",
+                "a map-server that is an anchor too would tell its own address for its hosts",
+                "a map-server of its own, or a tunnel",
+            );
+        }
         if mode == Some(Mode::Distributed) && !self.document.was_taken_out("lisp.locators") {
             for family in Family::ALL {
                 let is_needed = pools.iter().any(|pool| pool.family() == family);

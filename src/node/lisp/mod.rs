@@ -749,7 +749,7 @@ impl Node {
     }
 
     /// Where destinations are rewritten: who has the host whose locator this is.
-    fn anchor_of_locator(&self, prefix: Prefix, rlocs: &RlocSet) -> Option<AnchorId> {
+    pub(super) fn anchor_of_locator(&self, prefix: Prefix, rlocs: &RlocSet) -> Option<AnchorId> {
         let lisp = self.lisp.as_ref().filter(|lisp| lisp.locators.is_some())?;
         let rloc = rlocs.iter().next()?;
         if rloc.addr == prefix.addr() {
