@@ -231,8 +231,9 @@ pub struct SessionView {
     pub state: String,
     /// The host route this node announces: `none` (at home), `claim` or `settled`.
     pub announced: String,
-    /// Since the last change of anchor.
-    pub since_s: u64,
+    /// Since the last change of anchor; absent when that is longer ago than is remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_s: Option<u64>,
     pub lifetime_s: Option<u64>,
     pub attachment: Option<AttachmentView>,
 }
@@ -352,14 +353,30 @@ pub struct TraceView {
     pub from: Option<AnchorId>,
     pub to: Option<AnchorId>,
     pub generation: Generation,
-    /// `initial`, `handover`, `return` or `leave`.
+    /// `initial`, `handover`, `return` or `leave`; `mapping` at an ingress router.
     pub kind: String,
-    /// `predictive`, `reactive` or `none`.
+    /// `predictive`, `reactive` or `none`; of a mapping `publication` or `reply`.
     pub mode: String,
     /// `running`, `done` or `failed`.
     pub result: String,
+    /// Of a mapping: where it led before and where it leads now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapping: Option<MappingMoveView>,
     /// In the order of time.
     pub steps: Vec<StepView>,
+}
+
+/// What an ingress router learnt of a prefix.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MappingMoveView {
+    /// Locators; absent: none, the packets took another way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<IpAddr>,
+    /// 0: it has none.
+    pub version: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

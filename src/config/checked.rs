@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::file::{
-    Encapsulation, IngressPolicy, LispAlgorithm, LogFormat, MaxPrefixAction, Mode, Role, WhenFull,
+    Encapsulation, FirstPackets, IngressPolicy, LispAlgorithm, LogFormat, MaxPrefixAction, Mode,
+    Role, WhenFull,
 };
 use crate::types::lisp::{InstanceId, SiteId, XtrId};
 use crate::types::{AnchorId, Family, Locator, MacAddr, MnId, Prefix};
@@ -274,6 +275,7 @@ pub struct OneTimeKeyFile {
 pub struct MapServer {
     pub address: IpAddr,
     pub key: LispKey,
+    pub also_accept: Vec<LispKey>,
     pub register: bool,
 }
 
@@ -281,6 +283,7 @@ pub struct MapServer {
 pub struct Ingress {
     pub prefix: Prefix,
     pub policy: IngressPolicy,
+    pub first_packets: FirstPackets,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -291,6 +294,9 @@ pub struct LispServer {
     pub sites: Vec<LispSite>,
     pub subscribers: Vec<LispSubscriber>,
     pub require_security: bool,
+    /// A second; `None`: no limit.
+    pub requests_per_source: Option<u32>,
+    pub requests_per_eid: Option<u32>,
     pub itrs: Vec<LispItr>,
 }
 
@@ -310,6 +316,7 @@ pub struct LispSite {
     pub anchor_id: AnchorId,
     pub site_id: SiteId,
     pub key: LispKey,
+    pub also_accept: Vec<LispKey>,
     pub prefixes: Vec<Prefix>,
     pub merge: bool,
 }
@@ -319,6 +326,7 @@ pub struct LispSubscriber {
     pub name: String,
     pub xtr_id: XtrId,
     pub key: LispKey,
+    pub also_accept: Vec<LispKey>,
     /// Empty: any.
     pub rlocs: Vec<IpAddr>,
 }

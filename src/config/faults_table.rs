@@ -188,6 +188,9 @@ const ERRORS: &[Row] = &[
     ("rloc = { ipv4 = \"192.0.2.1\" }\n\n[[lisp.map", "encapsulation = \"gpe\"\ninner-interfaces = [\"a/b\"]\n\n[[lisp.map", "\"a/b\"", "not the name of an interface", ""),
     ("anchor-id = \"192.0.2.61\"\nkey-file = \"otk", "key-file = \"otk", "[[lisp.server.itr]]", "whose questions these are is not said", "anchor-id"),
     ("key-file = \"otk-i1\"", "key-file = \"key-a2\"", "\"key-a2\"", "is the key of site s2", "a key of its own"),
+    ("key-file = \"key-a2\"", "key-file = \"key-a2\"\nalso-accept = [{ key-id = 1, key-file = \"new\" }]", "1", "another key with the number 1", ""),
+    ("key-file = \"key-a2\"", "key-file = \"key-a2\"\nalso-accept = [{ key-id = 2 }]", "{ key-id = 2 }", "`key-file` is missing", ""),
+    ("record-ttl = \"10m\"", "requests-per-source = 0", "0", "no number of questions a second", "no limit"),
     ("mtu = 1500", "security = true", "true", "no key for questions is shared with 192.0.2.50", "[[lisp.resolver-key]]"),
     ("[[lisp.ingress]]", "[[lisp.resolver-key]]\naddress = \"192.0.2.51\"\nkey-file = \"otk\"\n\n[[lisp.ingress]]", "\"192.0.2.51\"", "is not one of the map-resolvers", ""),
     // Mobility.

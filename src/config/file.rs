@@ -610,6 +610,9 @@ pub struct MapServerSection {
     /// peers only). Default: `sha256`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<LispAlgorithm>,
+    /// Other keys that are believed too, while one is being changed. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub also_accept: Vec<KeySection>,
     /// Register what is attached here. Default: true when there is `[mobility]` with an `fe-e`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub register: Option<bool>,
@@ -622,6 +625,21 @@ pub enum LispAlgorithm {
     Sha256,
     Hkdf,
     Sha1,
+}
+
+/// One of the `also-accept` keys.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct KeySection {
+    /// Number of the key. Required; not one that is in use beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<u8>,
+    /// File whose first line is the key. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// Default: `sha256`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<LispAlgorithm>,
 }
 
 /// `[[lisp.resolver-key]]`
@@ -650,6 +668,19 @@ pub struct IngressSection {
     /// unasked) or `default` (by the other routes, nothing is asked). Default: `query`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<IngressPolicy>,
+    /// Packets whose mapping is being asked for: `hold` (they wait, 2 s at most), `triangle` (by the
+    /// routes of the main table, which lead to the home anchor) or `drop`. Default: `hold`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_packets: Option<FirstPackets>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirstPackets {
+    #[default]
+    Hold,
+    Triangle,
+    Drop,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -674,6 +705,12 @@ pub struct LispServerSection {
     /// Refuse questions that do not ask for a proven answer (LISP-SEC, RFC 9303). Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub require_security: Option<bool>,
+    /// Map-Requests a second that one address may send; the others are dropped. Default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_per_source: Option<u32>,
+    /// Map-Requests a second that are answered about one EID. Default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_per_eid: Option<u32>,
     /// Who may register what.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub site: Vec<SiteSection>,
@@ -708,6 +745,9 @@ pub struct SiteSection {
     /// Default: `sha256`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<LispAlgorithm>,
+    /// Other keys that are believed too, while one is being changed. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub also_accept: Vec<KeySection>,
     /// What it may register, and everything inside. Default: the mobility pools.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefixes: Option<Vec<Prefix>>,
@@ -762,6 +802,9 @@ pub struct SubscriberSection {
     /// Default: `sha256`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<LispAlgorithm>,
+    /// Other keys that are believed too, while one is being changed. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub also_accept: Vec<KeySection>,
     /// Locators that its subscriptions may name. Default: any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rlocs: Vec<IpAddr>,

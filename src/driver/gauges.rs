@@ -18,13 +18,15 @@ use crate::proto::bgp::speaker::{MessageCounts, NeighborView};
 use crate::types::seam::{LeaveReason, Sighting};
 use crate::types::{Family, Instant};
 
-const SIGHTINGS: [Sighting; 7] = [
+const SIGHTINGS: [Sighting; 9] = [
     Sighting::Arp,
     Sighting::NeighborSolicitation,
     Sighting::NeighborAdvertisement,
     Sighting::RouterSolicitation,
     Sighting::Packet,
     Sighting::Api,
+    Sighting::Report,
+    Sighting::MapRegister,
     Sighting::Restart,
 ];
 const LEAVES: [LeaveReason; 5] = [

@@ -36,6 +36,8 @@ struct Link {
     /// The writer of the stream in use.
     wake: Rc<Notify>,
     connected: bool,
+    /// The last time that it came up or went down; the start before that.
+    since: Instant,
     last_error: Option<String>,
 }
 
@@ -53,6 +55,7 @@ pub struct LinkView {
     pub anchor: AnchorId,
     pub name: String,
     pub up: bool,
+    pub since: Instant,
     pub last_error: Option<String>,
     pub counters: cxtp::Counters,
 }
@@ -66,6 +69,7 @@ impl Links {
             stream: 0,
             wake: Rc::new(Notify::new()),
             connected: false,
+            since: Instant::ZERO,
             last_error: None,
         };
         self.all.insert(peer, link);
@@ -102,6 +106,7 @@ impl Links {
             anchor,
             name: link.name.clone(),
             up: link.machine.role().is_some(),
+            since: link.since,
             last_error: link.last_error.clone(),
             counters: link.machine.counters(),
         };
@@ -172,15 +177,21 @@ impl Core {
             match output {
                 cxtp::Output::Up { path_end, .. } => {
                     tracing::info!(%peer, "context transfer link is up");
+                    let now = self.now();
+                    if let Some(link) = self.state.borrow_mut().links.all.get_mut(&peer) {
+                        link.since = now;
+                    }
                     self.turn(|node, now, out| {
                         node.handle_peer_link(peer, Some(Greeting { path_end }), now, out);
                     });
                 }
                 cxtp::Output::Down(reason) => {
                     tracing::warn!(%peer, %reason, "context transfer link is down");
+                    let now = self.now();
                     let mut state = self.state.borrow_mut();
                     if let Some(link) = state.links.all.get_mut(&peer) {
                         link.connected = false;
+                        link.since = now;
                         link.last_error = Some(reason.to_string());
                         link.wake.notify_one();
                     }

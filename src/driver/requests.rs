@@ -54,8 +54,16 @@ impl Core {
             Request::Move(request) => self.move_node(&request),
             Request::ContextPut(context) => self.put_context(&context),
             Request::Lookup(eid) => {
-                let asked = self.turn(|node, now, out| node.look_up(eid, now, out));
-                mapping_views::lookup(&self.state.borrow(), eid, asked).map(Reply::Lookup)
+                let miss = self.turn(|node, now, out| node.look_up(eid, now, out));
+                mapping_views::lookup(&self.state.borrow(), eid, miss).map(Reply::Lookup)
+            }
+            Request::MapCache(paging) => {
+                let now = self.now();
+                let page = mapping_views::map_cache(&self.state.borrow(), &paging, now);
+                page.map(|mut page| {
+                    mapping_views::count(&mut self.state.borrow_mut(), &mut page.items);
+                    Reply::MapCache(page)
+                })
             }
             question => {
                 let now = self.now();
@@ -147,7 +155,7 @@ fn ask(state: &State, request: Request, clock: &Clock, now: Instant) -> Answered
         Request::Sessions(paging) => {
             let page = node.location.page(cursor(&paging)?, paging.limit);
             Ok(Reply::Sessions(Page {
-                items: page.bindings.iter().map(|b| views::session(state, b, now)).collect(),
+                items: views::sessions(state, page.bindings.iter().copied(), now),
                 next: page.next.map(|n| n.to_string()),
             }))
         }
@@ -171,11 +179,8 @@ fn ask(state: &State, request: Request, clock: &Clock, now: Instant) -> Answered
                 Target::Mn(mn) => node.location.prefixes_of(mn).to_vec(),
                 Target::Prefix(p) => vec![*p],
             };
-            let found: Vec<_> = prefixes
-                .iter()
-                .filter_map(|&p| node.location.find(p))
-                .map(|b| views::session(state, b, now))
-                .collect();
+            let bound = prefixes.iter().filter_map(|&p| node.location.find(p));
+            let found = views::sessions(state, bound, now);
             if found.is_empty() {
                 let what = match target {
                     Target::Mn(mn) => format!("no mobile node {mn} here"),
@@ -192,9 +197,6 @@ fn ask(state: &State, request: Request, clock: &Clock, now: Instant) -> Answered
             Ok(Reply::FibRoutes(Page { items, next: next.map(|n| n.to_string()) }))
         }
         Request::Trace(mn) => Ok(Reply::Trace(views::traces(state, &mn, clock))),
-        Request::MapCache(paging) => {
-            mapping_views::map_cache(state, &paging, now).map(Reply::MapCache)
-        }
         Request::Registrations(paging) => {
             mapping_views::registrations(state, &paging, now).map(Reply::Registrations)
         }
@@ -209,6 +211,7 @@ fn ask(state: &State, request: Request, clock: &Clock, now: Instant) -> Answered
         | Request::Detach(_)
         | Request::Move(_)
         | Request::ContextPut(_)
+        | Request::MapCache(_)
         | Request::Lookup(_) => Err(ApiError::new(ErrorCode::BadRequest, "not a question")),
     }
 }

@@ -38,6 +38,10 @@ pub enum Sighting {
     /// A data packet from an address that is not attached here.
     Packet,
     Api,
+    /// A report of its anchor to a controller.
+    Report,
+    /// A Map-Register, at a map-server.
+    MapRegister,
     /// Known from the store after a restart; to be confirmed by one of the others.
     Restart,
 }

@@ -539,7 +539,7 @@ fn entry(prefix: Prefix, to: To) -> Option<EncapChange> {
         To::Nexthop(id) if (GROUPS..MEMBERS).contains(&id) => {
             EntryAction::Group(GroupId((id - GROUPS) / 2))
         }
-        To::Nexthop(_) => return None,
+        To::Nexthop(_) | To::Blackhole => return None,
     };
     Some(EncapChange::SetEntry { prefix, action })
 }

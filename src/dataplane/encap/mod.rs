@@ -109,10 +109,12 @@ pub enum DropReason {
     TimeToLive,
     /// The underlay did not take it.
     Underlay,
+    /// To a punted entry whose first packets are not wanted.
+    FirstPacket,
 }
 
 impl DropReason {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NotAllowed,
         Self::Malformed,
         Self::Instance,
@@ -122,6 +124,7 @@ impl DropReason {
         Self::TooBig,
         Self::TimeToLive,
         Self::Underlay,
+        Self::FirstPacket,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -135,6 +138,7 @@ impl DropReason {
             Self::TooBig => "too_big",
             Self::TimeToLive => "time_to_live",
             Self::Underlay => "underlay",
+            Self::FirstPacket => "first_packet",
         }
     }
 }
@@ -149,6 +153,8 @@ pub struct Totals {
     pub decapsulated: EntryCount,
     /// Taken out and put into a tunnel again: the node has left.
     pub late: EntryCount,
+    /// To a punted entry, and sent by the ordinary routes meanwhile.
+    pub around: EntryCount,
     /// Held for a punted entry, now.
     pub held: u64,
     /// In the order of [`DropReason::ALL`].
@@ -187,6 +193,11 @@ pub trait Encapsulator {
         limit: usize,
         out: &mut Vec<(Prefix, EntryCount)>,
     ) -> Result<Option<Prefix>, EncapError>;
+
+    /// The counts of one entry; `None` when it is not there, or cannot be counted.
+    fn count(&mut self, _prefix: Prefix) -> Option<EntryCount> {
+        None
+    }
 
     /// Of up to `limit` entries looked at, those that carried packets since they were last looked at
     /// here (or since they were set). As [`Self::counters`] otherwise.
@@ -238,6 +249,10 @@ impl<E: Encapsulator + ?Sized> Encapsulator for Box<E> {
         out: &mut Vec<(Prefix, EntryCount)>,
     ) -> Result<Option<Prefix>, EncapError> {
         (**self).counters(after, limit, out)
+    }
+
+    fn count(&mut self, prefix: Prefix) -> Option<EntryCount> {
+        (**self).count(prefix)
     }
 
     fn used(

@@ -580,12 +580,14 @@ impl Encapsulator for Rewrite {
             DropReason::Instance
             | DropReason::Unreachable
             | DropReason::NotHeld
+            | DropReason::FirstPacket
             | DropReason::TimeToLive => 0,
         });
         Ok(Totals {
             encapsulated: count(0),
             decapsulated: count(1),
             late: count(2),
+            around: EntryCount::default(),
             held: 0,
             dropped,
         })

@@ -34,12 +34,13 @@ use crate::dataplane::OpError;
 use crate::dataplane::encap::{Caps, EncapError, Encapsulator, Families, Totals, gpe};
 use crate::dataplane::netlink::{Dumped, ENCAP_TABLES, Step, To, Tunnels, Via};
 use crate::dataplane::tun::{
-    Config, Counters, DECAP_MAX, ENTRIES_MAX, Engine, FromTunnel, GROUPS_MAX, HEADROOM, Inner,
-    Output, Table, Use,
+    Config, Counters, DECAP_MAX, ENTRIES_MAX, Engine, FirstPackets, FromTunnel, GROUPS_MAX,
+    HEADROOM, Inner, Output, Table, Use,
 };
 use crate::types::lisp::{EncapChange, EncapEvent, EntryAction, EntryCount};
 use crate::types::seam::IfIndex;
 use crate::types::{Family, Instant, Prefix};
+use crate::wire::encap::Head;
 use crate::wire::lisp::DATA_PORT;
 
 /// The device, unless told otherwise.
@@ -69,6 +70,26 @@ pub struct Settings {
     pub engine: Config,
     /// Makes the routes of entries. `None`: somebody else does.
     pub routes: Option<RouteOptions>,
+    /// For packets that go around the tunnels.
+    pub around: AroundOptions,
+}
+
+/// How packets are told from others that should not look into our table.
+#[derive(Clone, Debug)]
+pub struct AroundOptions {
+    pub protocol: u8,
+    /// Priority of the first of two rules; before those of the routes.
+    pub rule: u32,
+    /// Of these packets, by which the rules know them.
+    pub mark: u32,
+}
+
+impl Default for AroundOptions {
+    fn default() -> Self {
+        let gpe = gpe::Options::default();
+        // Behind it, the second one and the rule of what comes out of LISP-GPE's tunnels.
+        Self { protocol: gpe.protocol, rule: gpe.encap_rule - 3, mark: 0x6b69_6c6c }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -89,7 +110,12 @@ impl Default for RouteOptions {
 
 impl Settings {
     pub fn new(engine: Config) -> Self {
-        Self { device: DEVICE.to_owned(), engine, routes: Some(RouteOptions::default()) }
+        Self {
+            device: DEVICE.to_owned(),
+            engine,
+            routes: Some(RouteOptions::default()),
+            around: AroundOptions::default(),
+        }
     }
 }
 
@@ -170,6 +196,10 @@ impl Tun {
             Use::Encapsulate => Tunnel::open(config)?,
             Use::Punt => Tunnel::default(),
         };
+        let around = match config.first_packets.iter().any(|(_, f)| *f == FirstPackets::Triangle) {
+            true => Around::open(&settings.around)?,
+            false => Around::default(),
+        };
         let routes = match &settings.routes {
             Some(options) => Some(Routes::open(options, link)?),
             None => None,
@@ -181,7 +211,7 @@ impl Tun {
             stop: AtomicBool::new(false),
             started: time::Instant::now(),
         });
-        let mut worker = Worker::new(Arc::clone(&shared), device, tunnel);
+        let mut worker = Worker::new(Arc::clone(&shared), device, tunnel, around);
         let thread = std::thread::Builder::new()
             .name("killick-tun".to_owned())
             .spawn(move || worker.run())?;
@@ -279,6 +309,10 @@ impl Encapsulator for Tun {
         out: &mut Vec<(Prefix, EntryCount)>,
     ) -> Result<Option<Prefix>, EncapError> {
         Ok(self.shared.engine().entry_counts(after, limit, out))
+    }
+
+    fn count(&mut self, prefix: Prefix) -> Option<EntryCount> {
+        self.shared.engine().entry_count(prefix)
     }
 
     fn used(
@@ -540,6 +574,32 @@ struct Tunnel {
     raw6: Option<Socket>,
 }
 
+/// Where packets leave that go around the tunnels. Our rule would lead them back to the device, time
+/// and again, since no kernel forwards them that counts hops; so they are marked, and have rules of
+/// their own. Empty where no first packet takes the triangle.
+#[derive(Default)]
+struct Around {
+    raw4: Option<Socket>,
+    raw6: Option<Socket>,
+}
+
+impl Around {
+    fn open(options: &AroundOptions) -> io::Result<Self> {
+        let metric = RouteOptions::default().metric;
+        let mut tunnels = Tunnels::open(options.protocol, metric)?;
+        for family in Family::ALL {
+            let set = tunnels.set_mark_rules(family, options.rule, options.mark);
+            set.map_err(io::Error::other)?;
+        }
+        let marked = |domain| {
+            let socket = raw_socket(domain)?;
+            socket.set_mark(options.mark)?;
+            Ok::<_, io::Error>(socket)
+        };
+        Ok(Self { raw4: Some(marked(Domain::IPV4)?), raw6: Some(marked(Domain::IPV6)?) })
+    }
+}
+
 /// linux/udp.h: a zero checksum is taken over IPv6 (RFC 6935), as RFC 9300 §5.3 wants.
 const UDP_NO_CHECK6_RX: libc::c_int = 102;
 
@@ -602,6 +662,7 @@ struct Worker {
     shared: Arc<Shared>,
     device: File,
     tunnel: Tunnel,
+    around: Around,
     slots: Vec<u8>,
     sender: Sender,
     receiver: Receiver,
@@ -613,11 +674,12 @@ struct Worker {
 const SLOT: usize = HEADROOM + PACKET_BYTES_MAX + 184;
 
 impl Worker {
-    fn new(shared: Arc<Shared>, device: File, tunnel: Tunnel) -> Self {
+    fn new(shared: Arc<Shared>, device: File, tunnel: Tunnel, around: Around) -> Self {
         Self {
             shared,
             device,
             tunnel,
+            around,
             slots: vec![0; SLOT * BATCH],
             sender: Sender::new(),
             receiver: Receiver::new(PACKET_BYTES_MAX),
@@ -712,6 +774,7 @@ impl Worker {
         }
         let mut back = [0; BATCH];
         let mut backs = 0;
+        let mut around = Vec::new();
         // What was held goes before what came now, also when it was set free this moment.
         let shared = Arc::clone(&self.shared);
         let mut engine = shared.engine();
@@ -732,6 +795,7 @@ impl Worker {
                     back[backs] = at;
                     backs += 1;
                 }
+                Inner::Around => around.push(at),
                 Inner::Held | Inner::Replaced | Inner::Ignored | Inner::Dropped(_) => {}
             }
         }
@@ -741,8 +805,36 @@ impl Worker {
         for &at in &back[..backs] {
             self.write_back(&self.slots[at * SLOT..][HEADROOM..HEADROOM + lens[at]]);
         }
+        if !around.is_empty() {
+            let packets = around.iter().map(|&at| (at * SLOT + HEADROOM, lens[at])).collect();
+            self.send_around(packets);
+        }
         self.after_batch(outputs, events);
         count
+    }
+
+    /// Whole packets in the slots, for the ordinary routes.
+    fn send_around(&mut self, packets: Vec<(usize, usize)>) {
+        let mut refused = 0;
+        for (version, socket) in [(4, &self.around.raw4), (6, &self.around.raw6)] {
+            let slots = &self.slots;
+            let datagrams = packets.iter().filter_map(|&(start, len)| {
+                let octets = &slots[start..start + len];
+                let to = Head::of(octets).ok().map(|head| head.destination)?;
+                (octets[0] >> 4 == version).then_some(Outgoing {
+                    to: SocketAddr::new(to, 0),
+                    from: None,
+                    octets,
+                })
+            });
+            refused += match socket {
+                Some(socket) => self.sender.send(socket.as_raw_fd(), datagrams).refused,
+                None => datagrams.count() as u64,
+            };
+        }
+        if refused > 0 {
+            self.shared.engine().count_refused(refused);
+        }
     }
 
     fn send_ready(&mut self) {
