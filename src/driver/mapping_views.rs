@@ -490,6 +490,7 @@ fn explain_lisp(
             EntryAction::Punt => "held, and asked for".to_owned(),
             EntryAction::Native => "the ordinary routes".to_owned(),
             EntryAction::Drop => "dropped".to_owned(),
+            EntryAction::Rewrite(to) => format!("rewritten to {to}"),
         };
         back_end("ingress", entry, to);
     }

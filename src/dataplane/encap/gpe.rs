@@ -19,7 +19,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use super::reconcile::usable;
-use super::{Caps, DropReason, EncapError, Encapsulator, Families, Totals, guard};
+use super::{Caps, DropReason, EncapError, Encapsulator, Families, REWRITING, Totals, guard};
 use crate::dataplane::OpError;
 use crate::dataplane::filter::State;
 use crate::dataplane::netlink::{
@@ -314,6 +314,7 @@ impl Gpe {
                     EntryAction::Drop => {
                         To::Nexthop(Fixed::Sink(DropReason::Policy).nexthop(family))
                     }
+                    EntryAction::Rewrite(_) => return Err(EncapError::Unsupported(REWRITING)),
                 };
                 Step::SetRoute { table: ENCAP_TABLE, prefix, to }
             }
