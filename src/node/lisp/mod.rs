@@ -24,6 +24,7 @@ use std::time::Duration;
 
 pub use notes::{Stored, read as read_note};
 
+use super::claims::Heard;
 use super::flow::Node;
 use super::output::Output;
 use super::timeline::{Detail, Learnt, Phase};
@@ -701,17 +702,39 @@ impl Node {
     ) {
         let held = self.location.find(prefix).filter(|b| b.anchor == self.config.own);
         let Some(held) = held else { return self.refresh_entry(prefix, out) };
-        let locator = locator_of(rlocs);
-        let is_of = |l: &Locator| {
-            l.ipv4.is_some() && l.ipv4 == locator.ipv4 || l.ipv6.is_some() && l.ipv6 == locator.ipv6
-        };
-        let anchor = self.config.locators.iter().find(|(_, l)| is_of(l)).map(|(a, _)| *a);
+        let anchor = self.anchor_at(rlocs);
         // Whose it is need not be known; that it is newer is in the version.
         let (Some(anchor), Some(generation)) = (anchor, version.generation_near(held.generation))
         else {
             return tracing::warn!(%prefix, "registered by somebody who is no peer of ours");
         };
         self.handle_claim(prefix, Claim { generation, anchor }, now, out);
+    }
+
+    /// The peer whose FE_E these locators are.
+    fn anchor_at(&self, rlocs: &RlocSet) -> Option<AnchorId> {
+        let locator = locator_of(rlocs);
+        let is_of = |l: &Locator| {
+            l.ipv4.is_some() && l.ipv4 == locator.ipv4 || l.ipv6.is_some() && l.ipv6 == locator.ipv6
+        };
+        self.config.locators.iter().find(|(_, l)| is_of(l)).map(|(a, _)| *a)
+    }
+
+    /// Who has exactly this prefix, as the map-cache says. A mapping with a version names a
+    /// generation, so an anchor without BGP knows whom to ask, and above what to claim, also when
+    /// the home anchor does not answer.
+    pub(super) fn heard_in_lisp(&self, prefix: Prefix) -> Option<Heard> {
+        let lisp = self.lisp.as_ref()?;
+        let (found, mapping) = lisp.xtr.itr.as_ref()?.lookup(prefix)?;
+        if found != prefix || mapping.iid != lisp.config.iid || mapping.rlocs == lisp.config.rlocs {
+            return None;
+        }
+        let known = self.location.known_claim(prefix).map_or(Generation::NONE, |c| c.generation);
+        Some(Heard {
+            anchor: self.anchor_at(&mapping.rlocs)?,
+            generation: Some(mapping.version.generation_near(known)?),
+            next_hop: mapping.rlocs.iter().next()?.addr,
+        })
     }
 
     /// How a prefix is called in the timeline.
