@@ -155,6 +155,31 @@ fn an_old_anchor_is_killed_before_it_lets_go() -> Result<()> {
     stage.host_is_reachable("h1")
 }
 
+/// Without BGP the home anchor is the one to ask who had a node; when it is dead, the mapping names
+/// the previous anchor, and its context is there as ever.
+#[test]
+fn the_mapping_names_the_previous_anchor_when_the_home_is_dead() -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    let mut stage = Stage::set(LISP)?;
+    stage.move_host("h1", "b")?;
+    stage.itrs_lead("h1", "b")?;
+    stage.registered_exactly(&[("h1", "b")])?;
+    stage.kill("a");
+    stage.move_host("h1", "c")?;
+    stage.itrs_lead("h1", "c")?;
+    stage.registered_exactly(&[("h1", "c")])?;
+    stage.host_is_reachable("h1")?;
+    let told = stage.lab.killick_json("c", &format!("trace {}", stage.scene.hosts["h1"].mac))?;
+    let traces = told.as_array().ok_or("no traces")?;
+    let mut steps = traces.iter().flat_map(|t| t["steps"].as_array().into_iter().flatten());
+    let from_b =
+        |s: &serde_json::Value| s["phase"] == "context_received" && s["peer"] == "10.0.0.2";
+    assert!(steps.any(from_b), "{told}");
+    Ok(())
+}
+
 /// An ingress router that is killed finds its way back, by subscription and by question.
 #[test]
 fn ingress_routers_are_killed_and_learn_again() -> Result<()> {

@@ -24,6 +24,7 @@ use std::time::Duration;
 
 pub use notes::{Stored, read as read_note};
 
+use super::claims::Heard;
 use super::flow::Node;
 use super::output::Output;
 use super::timeline::{Detail, Learnt, Phase};
@@ -767,6 +768,7 @@ impl Node {
         };
         let anchor = self.config.locators.iter().find(|(_, l)| is_of(l)).map(|(a, _)| *a);
         let anchor = anchor.or_else(|| self.anchor_of_locator(prefix, rlocs));
+        let anchor = self.anchor_at(rlocs);
         // Whose it is need not be known; that it is newer is in the version.
         let (Some(anchor), Some(generation)) = (anchor, version.generation_near(held.generation))
         else {
@@ -784,6 +786,29 @@ impl Node {
         }
         let mut peers = lisp.config.peer_locators.iter();
         peers.find(|(pool, _)| pool.contains_addr(rloc.addr)).map(|&(_, anchor)| anchor)
+    /// The peer whose FE_E these locators are.
+    fn anchor_at(&self, rlocs: &RlocSet) -> Option<AnchorId> {
+        let locator = locator_of(rlocs);
+        let is_of = |l: &Locator| {
+            l.ipv4.is_some() && l.ipv4 == locator.ipv4 || l.ipv6.is_some() && l.ipv6 == locator.ipv6
+        };
+        self.config.locators.iter().find(|(_, l)| is_of(l)).map(|(a, _)| *a)
+    }
+
+    /// Who has exactly this prefix, as the map-cache says. A mapping with a version names a
+    /// generation, so an anchor without BGP knows whom to ask, and above what to claim, also when
+    /// the home anchor does not answer.
+    pub(super) fn heard_in_lisp(&self, prefix: Prefix) -> Option<Heard> {
+        let lisp = self.lisp.as_ref()?;
+        let (found, mapping) = lisp.xtr.itr.as_ref()?.lookup(prefix)?;
+        if found != prefix || mapping.iid != lisp.config.iid || mapping.rlocs == lisp.config.rlocs {
+            return None;
+        let known = self.location.known_claim(prefix).map_or(Generation::NONE, |c| c.generation);
+        Some(Heard {
+            anchor: self.anchor_at(&mapping.rlocs)?,
+            generation: Some(mapping.version.generation_near(known)?),
+            next_hop: mapping.rlocs.iter().next()?.addr,
+        })
     }
 
     /// How a prefix is called in the timeline.
