@@ -5,8 +5,8 @@
 //! routing thread, so that no table stops a session. While that goes on both sides change; so a
 //! difference counts only when a second look, a moment later, finds the same one.
 //!
-//! The reconciler sets right what it notices, mostly within a millisecond. What it has found is
-//! therefore told, too, as *healed*. What it has not noticed it is made to look at, afterwards.
+//! The reconciler sets right what it notices, mostly at once. What it has found is therefore told,
+//! too, as *healed*. What it has not noticed it is made to look at, afterwards.
 
 use std::collections::BTreeSet;
 use std::rc::Rc;

@@ -1,3 +1,4 @@
+use std::cmp::Reverse;
 use std::collections::BinaryHeap;
 use std::net::IpAddr;
 use std::time::Duration;
@@ -389,7 +390,9 @@ fn a_packet_without_our_discriminator_finds_its_session() {
     let mut octets = Vec::new();
     let bench = Bench::new(config());
     Control { your_discriminator: 0, ..bench.peer(State::Down) }.encode(&mut octets);
-    let cases: [(Hops, &str, &str, u8, Option<&str>, Option<usize>); 9] = [
+    /// Port, source, destination, TTL and link; and which of the paths it is.
+    type Case = (Hops, &'static str, &'static str, u8, Option<&'static str>, Option<usize>);
+    let cases: [Case; 9] = [
         (Hops::Single, "192.0.2.2", "192.0.2.9", 255, None, Some(0)),
         (Hops::Single, "::ffff:192.0.2.2", "192.0.2.9", 255, None, Some(0)),
         (Hops::Single, "192.0.2.3", "192.0.2.1", 255, Some("eth1"), Some(1)),
@@ -546,6 +549,9 @@ fn mutations_are_survived_and_counted() {
 
 // ---- two machines and a bad wire --------------------------------------------------------------
 
+/// When it arrives, a number of its own, at which side, and what.
+type Packet = (Instant, u64, usize, Vec<u8>);
+
 /// Two tables, one wire: packets are lost, delayed and so overtaken, at random by a seed.
 struct Wire {
     tables: [Table; 2],
@@ -559,7 +565,7 @@ struct Wire {
     reorders: bool,
     last: [Instant; 2],
     cut: [bool; 2],
-    flying: BinaryHeap<std::cmp::Reverse<(Instant, u64, usize, Vec<u8>)>>,
+    flying: BinaryHeap<Reverse<Packet>>,
     serial: u64,
     failures: [u32; 2],
     changes: Vec<(Instant, usize, Change)>,
@@ -608,7 +614,7 @@ impl Wire {
                         self.last[side] = at;
                     }
                     let packet = (at, self.serial, 1 - side, octets);
-                    self.flying.push(std::cmp::Reverse(packet));
+                    self.flying.push(Reverse(packet));
                 }
                 Output::Changed { change, .. } => {
                     self.failures[side] += u32::from(change.is_failure());
@@ -630,7 +636,7 @@ impl Wire {
             }
             self.now = next.max(self.now);
             if packet <= timers {
-                let std::cmp::Reverse((_, _, side, octets)) = self.flying.pop().unwrap();
+                let Reverse((_, _, side, octets)) = self.flying.pop().unwrap();
                 let from = [addr("192.0.2.2"), addr("192.0.2.1")][side];
                 let arrival =
                     Arrival { hops: Hops::Multi, from, to: None, ttl: Some(60), interface: None };
@@ -721,7 +727,7 @@ fn a_bad_wire_is_survived() {
         let mut random = Random(seed);
         let mut wire = Wire::new(seed, configs(&mut random));
         for _ in 0..20 {
-            wire.reorders = random.next() % 2 == 0;
+            wire.reorders = random.next().is_multiple_of(2);
             wire.loss = random.next() % 900;
             wire.delay_max = Duration::from_millis(1 + random.next() % 400);
             wire.run(Duration::from_millis(random.next() % 5000));
