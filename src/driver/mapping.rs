@@ -19,6 +19,7 @@ use crate::config::{self, Checked, Encapsulation, IngressPolicy, LispAlgorithm};
 use crate::dataplane::ebpf::{self, Ebpf, Hook, Role};
 use crate::dataplane::encap::Encapsulator;
 use crate::dataplane::encap::gpe::{self, Gpe};
+use crate::dataplane::netlink::tunnel_protocol;
 use crate::dataplane::tun;
 use crate::gateway::Ingress;
 use crate::node::lisp::{Lisp, LispConfig, Stored, read_note};
@@ -375,7 +376,7 @@ pub fn open_encap(
                 underlay_mtu_bytes: lisp.mtu,
                 iid: lisp.iid,
                 punt: Some(DEVICE.to_owned()),
-                protocol: config.kernel.protocol,
+                protocol: tunnel_protocol(config.kernel.protocol),
                 ..gpe::Options::default()
             };
             // Its own routes lead to the device.

@@ -549,7 +549,7 @@ fn a_group_fails_over_by_one_write() {
     let changes = [entry("10.9.0.7", to_group(0)), EncapChange::RemoveGroup { group: GroupId(1) }];
     apply(&mut ingress, &changes);
     assert!(lab.pings("10.9.0.7"));
-    let objects = lab.say("i", "ip nexthop show proto 107");
+    let objects = lab.say("i", "ip nexthop show proto 108");
     assert_eq!(objects.matches(" encap ").count(), 2, "{objects}");
     assert!(objects.contains("dst 192.0.2.3"), "{objects}");
 }
@@ -598,9 +598,19 @@ fn late_packets_are_forwarded() {
     assert_eq!((totals.late.packets, totals.decapsulated.packets), (1, 2));
     assert_eq!(dropped(&mut ingress, DropReason::NotAllowed), 1);
     // It is back: a native entry within whatever else there is.
-    let changes = [entry("10.9.0.0/24", to_group(0)), entry("10.9.0.7", EntryAction::Native)];
+    let changes = [entry("10.9.0.0/28", to_group(0)), entry("10.9.0.7", EntryAction::Native)];
     apply(&mut egress, &changes);
     assert!(lab.pings("10.9.0.7"));
+    assert_eq!(lab.say("e", "ip route show proto 108").lines().count(), 4, "what is around it");
+    lab.sends("10.9.0.8"); // not allowed
+    apply(&mut egress, &[allow("10.9.0.8")]);
+    lab.sends("10.9.0.8"); // and then led back
+    assert_eq!(egress.totals().unwrap().late.packets, 2);
+    // Somebody knows it by itself: it need not be cut out.
+    lab.ip("e", "route add 10.9.0.8/32 dev e0 metric 10");
+    apply(&mut egress, &[entry("10.9.0.8", EntryAction::Native)]);
+    assert!(lab.pings("10.9.0.8"));
+    assert_eq!(lab.say("e", "ip route show proto 108").lines().count(), 4);
 }
 
 /// A TUN device as the way to the control plane.
@@ -690,13 +700,14 @@ fn forwarding_survives_a_restart_and_a_lost_device() {
 
     let mut reconciler = open();
     settle(&mut reconciler, at(0));
-    assert_eq!(reconciler.counters().adopted, 8);
+    assert_eq!(reconciler.counters().adopted, 7, "native is what has no route of ours");
     reconciler.apply(&wanted(0), at(0));
     assert_eq!(reconciler.counters().written, 0, "adopted, not made anew");
     reconciler.prune();
     settle(&mut reconciler, at(0));
-    let routes = lab.say("i", "ip route show table 107");
-    assert_eq!(routes.lines().count(), 2, "{routes}");
+    let routes = lab.say("i", "ip route show proto 108");
+    assert_eq!(routes.lines().count(), 1, "{routes}");
+    assert_eq!(lab.say("i", "ip rule").lines().count(), 3, "no rules of ours");
     assert!(!lab.say("i", "ip nexthop").contains("192.0.2.66"));
     assert!(lab.pings("10.9.0.7") && lab.pings("fd09::7"));
 

@@ -31,8 +31,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::mmsg::{BATCH, Outgoing, Receiver, Sender};
 use super::udp::{set_on, set_option, set_receive_buffer};
 use crate::dataplane::OpError;
-use crate::dataplane::encap::{Caps, EncapError, Encapsulator, Families, Totals, gpe};
-use crate::dataplane::netlink::{Dumped, ENCAP_TABLES, Step, To, Tunnels, Via};
+use crate::dataplane::encap::{Caps, EncapError, Encapsulator, Families, Totals};
+use crate::dataplane::netlink::{Dumped, ENCAP_RULE, ENCAP_TABLE, Step, To, Tunnels, Via};
 use crate::dataplane::tun::{
     Config, Counters, DECAP_MAX, ENTRIES_MAX, Engine, FromTunnel, GROUPS_MAX, HEADROOM, Inner,
     Output, Table, Use,
@@ -80,10 +80,8 @@ pub struct RouteOptions {
 }
 
 impl Default for RouteOptions {
-    /// The same as LISP-GPE's, since only one of them is in use at a time.
     fn default() -> Self {
-        let gpe = gpe::Options::default();
-        Self { protocol: gpe.protocol, metric: gpe.metric, rule: gpe.encap_rule }
+        Self { protocol: 107, metric: 150, rule: ENCAP_RULE }
     }
 }
 
@@ -319,6 +317,7 @@ impl Encapsulator for Tun {
 /// no route, so a pool has one, and hosts that are away have none.
 struct Routes {
     tunnels: Tunnels,
+    metric: u32,
     /// What has a route: into the device, or on to other tables.
     routed: Table<Into>,
 }
@@ -329,7 +328,7 @@ enum Into {
     Others,
 }
 
-const TABLE: u8 = ENCAP_TABLES[0];
+const TABLE: u8 = ENCAP_TABLE;
 
 /// Of the nexthop objects that lead into the device; not in the range of LISP-GPE's.
 fn nexthop(family: Family) -> u32 {
@@ -342,14 +341,14 @@ fn nexthop(family: Family) -> u32 {
 
 impl Routes {
     fn open(options: &RouteOptions, link: IfIndex) -> io::Result<Self> {
-        let tunnels = Tunnels::open(options.protocol, options.metric)?;
-        let mut this = Self { tunnels, routed: Table::default() };
+        let tunnels = Tunnels::open(options.protocol)?;
+        let mut this = Self { tunnels, metric: options.metric, routed: Table::default() };
         this.prune()?;
         for family in Family::ALL {
             let id = nexthop(family);
             let step = Step::SetNexthop { id, family, link, via: Via::Link };
             this.write(step).map_err(io::Error::other)?;
-            let rule = this.tunnels.set_rule(family, options.rule, None, TABLE);
+            let rule = this.tunnels.set_rule(family, options.rule, TABLE);
             rule.map_err(io::Error::other)?;
         }
         Ok(this)
@@ -364,8 +363,8 @@ impl Routes {
             while self
                 .tunnels
                 .continue_dump(|dumped| {
-                    if let Dumped::Route { prefix, .. } = dumped {
-                        found.push(Step::DeleteRoute { table: TABLE, prefix });
+                    if let Dumped::Route { prefix, metric, .. } = dumped {
+                        found.push(Step::DeleteRoute { table: TABLE, prefix, metric });
                     }
                 })
                 .map_err(io::Error::other)?
@@ -423,7 +422,7 @@ impl Routes {
             Into::Device => To::Nexthop(nexthop(prefix.family())),
             Into::Others => To::Throw,
         };
-        self.write(Step::SetRoute { table: TABLE, prefix, to })?;
+        self.write(Step::SetRoute { table: TABLE, prefix, metric: self.metric, to })?;
         self.routed.insert(prefix, wanted);
         Ok(())
     }
@@ -433,7 +432,8 @@ impl Routes {
         if self.routed.remove(prefix).is_none() {
             return Ok(false);
         }
-        match self.write(Step::DeleteRoute { table: TABLE, prefix }) {
+        let metric = self.metric;
+        match self.write(Step::DeleteRoute { table: TABLE, prefix, metric }) {
             // Somebody has taken it away.
             Err(OpError::Missing) | Ok(()) => Ok(true),
             Err(error) => Err(error.into()),
