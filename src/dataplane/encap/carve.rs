@@ -176,7 +176,12 @@ impl<T: Copy + PartialEq> Carver<T> {
         let before = routes(self);
         change(self);
         let after = routes(self);
-        regions.iter().zip(before).zip(after).map(|((r, before), after)| (r.2, before, after)).collect()
+        regions
+            .iter()
+            .zip(before)
+            .zip(after)
+            .map(|((r, before), after)| (r.2, before, after))
+            .collect()
     }
 
     /// The greatest part of an entry in which nothing is native but `native` and what is within it.

@@ -22,14 +22,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
 
-use super::reconcile::usable;
 use super::carve::{Carver, Entry, METRIC, Write};
+use super::reconcile::usable;
 use super::{Caps, DropReason, EncapError, Encapsulator, Families, Totals, guard};
 use crate::dataplane::OpError;
 use crate::dataplane::filter::{FilterError, State};
 use crate::dataplane::netlink::{
-    Counts, Dumped, ENCAP_RULE, ENCAP_TABLE, SetChange, SetOf, Sets, SetupError, Step, To, TunnelLink, Tunnels,
-    Via, tunnel_protocol,
+    Counts, Dumped, ENCAP_RULE, ENCAP_TABLE, SetChange, SetOf, Sets, SetupError, Step, To,
+    TunnelLink, Tunnels, Via, tunnel_protocol,
 };
 use crate::types::lisp::{
     EncapChange, EncapEvent, EntryAction, EntryCount, GroupId, GroupPath, InstanceId,
@@ -169,10 +169,19 @@ type Held = Vec<(Remote, u8)>;
 
 enum Dump {
     /// What was there when the list began; a change meanwhile begins it again.
-    Nexthops { changes: u64, seen: Vec<(u32, Via)> },
+    Nexthops {
+        changes: u64,
+        seen: Vec<(u32, Via)>,
+    },
     /// Those of hosts are listed as they come, the others at the end.
-    Routes { family: Family, wide: BTreeMap<(Prefix, u32), To> },
-    Sets { at: usize, seen: BTreeSet<Prefix> },
+    Routes {
+        family: Family,
+        wide: BTreeMap<(Prefix, u32), To>,
+    },
+    Sets {
+        at: usize,
+        seen: BTreeSet<Prefix>,
+    },
 }
 
 /// What FE_E takes. Intervals must not overlap in the kernel, so one within another is only here.
@@ -281,7 +290,11 @@ enum Planned {
     /// By so many steps.
     Routes(usize),
     /// By these elements of those of the batch.
-    Decap { prefix: Prefix, add: bool, of: Range<usize> },
+    Decap {
+        prefix: Prefix,
+        add: bool,
+        of: Range<usize>,
+    },
 }
 
 impl Gpe {
@@ -431,7 +444,8 @@ impl Gpe {
     /// What is delivered here is native, and has a route of its own: nothing need be cut out of a
     /// pool for it, which would be a hundred routes for an IPv6 host.
     fn native(&mut self, prefix: Prefix) -> Entry<To> {
-        let spared = prefix.is_host() && self.tunnels.has_host_route(prefix.addr()).unwrap_or(false);
+        let spared =
+            prefix.is_host() && self.tunnels.has_host_route(prefix.addr()).unwrap_or(false);
         if spared { Entry::Spared } else { Entry::Native }
     }
 

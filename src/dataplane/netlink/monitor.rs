@@ -10,9 +10,9 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_sys::{Socket, SocketAddr};
 
-use super::{ENCAP_TABLE, tunnel_protocol};
 use super::link::LinkState;
 use super::socket::{open_socket, parse, split};
+use super::{ENCAP_TABLE, tunnel_protocol};
 use crate::types::MacAddr;
 use crate::types::seam::IfIndex;
 

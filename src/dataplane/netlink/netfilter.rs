@@ -323,8 +323,15 @@ mod tests {
     /// Written as elements and read back.
     #[test]
     fn prefixes_are_intervals() {
-        let texts =
-            ["10.0.0.0/8", "11.0.0.0/8", "255.0.0.0/8", "10.9.0.7", "2001:db8::/32", "::1", "ff00::/8"];
+        let texts = [
+            "10.0.0.0/8",
+            "11.0.0.0/8",
+            "255.0.0.0/8",
+            "10.9.0.7",
+            "2001:db8::/32",
+            "::1",
+            "ff00::/8",
+        ];
         for texts in [&texts[..], &["0.0.0.0/0", "::/0"]] {
             let prefixes: Vec<Prefix> = texts.iter().map(|text| text.parse().unwrap()).collect();
             for set in SetOf::ALL {

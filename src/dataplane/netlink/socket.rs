@@ -9,8 +9,7 @@ use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use netlink_packet_core::{
-    DecodeError, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    DecodeError, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
@@ -132,10 +131,12 @@ impl Requests {
         count: usize,
         mut encode: impl FnMut(usize, &mut Vec<u8>) -> (u16, u16),
     ) -> io::Result<Result<(), Refused>> {
-        let frame = |kind: u16| move |out: &mut Vec<u8>| {
-            out.extend_from_slice(&[0, 0]);
-            out.extend_from_slice(&NFNL_SUBSYS_NFTABLES.to_be_bytes());
-            (kind, 0)
+        let frame = |kind: u16| {
+            move |out: &mut Vec<u8>| {
+                out.extend_from_slice(&[0, 0]);
+                out.extend_from_slice(&NFNL_SUBSYS_NFTABLES.to_be_bytes());
+                (kind, 0)
+            }
         };
         self.buffer.clear();
         let first = self.sequence.wrapping_add(1);

@@ -91,12 +91,32 @@ pub enum To {
 /// One write.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    SetNexthop { id: u32, family: Family, link: IfIndex, via: Via },
-    DeleteNexthop { id: u32 },
-    SetRoute { table: u8, prefix: Prefix, metric: u32, to: To },
-    DeleteRoute { table: u8, prefix: Prefix, metric: u32 },
+    SetNexthop {
+        id: u32,
+        family: Family,
+        link: IfIndex,
+        via: Via,
+    },
+    DeleteNexthop {
+        id: u32,
+    },
+    SetRoute {
+        table: u8,
+        prefix: Prefix,
+        metric: u32,
+        to: To,
+    },
+    DeleteRoute {
+        table: u8,
+        prefix: Prefix,
+        metric: u32,
+    },
     /// One that nobody has to ask for, for ever.
-    SetNeighbor { link: IfIndex, ip: IpAddr, mac: [u8; 6] },
+    SetNeighbor {
+        link: IfIndex,
+        ip: IpAddr,
+        mac: [u8; 6],
+    },
 }
 
 /// What a list has, one object each.
@@ -487,6 +507,9 @@ fn link_sysctls(name: &str, errors: &mut Vec<SetupError>) {
     let strict = std::fs::read_to_string("/proc/sys/net/ipv4/conf/all/rp_filter")
         .is_ok_and(|value| value.trim() != "0");
     set(format!("net/ipv4/conf/{name}/rp_filter"), if strict { "2" } else { "0" });
+    // The sender of a late packet, which goes back into the tunnel, cannot reach the new FE_E by
+    // itself. The two are combined by "or".
+    set("net/ipv4/conf/all/send_redirects".to_owned(), "0");
     set(format!("net/ipv4/conf/{name}/send_redirects"), "0");
     // No address of its own, so no redirects and no router solicitations.
     set(format!("net/ipv6/conf/{name}/addr_gen_mode"), "1");
