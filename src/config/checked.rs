@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::file::{
-    Encapsulation, IngressPolicy, LispAlgorithm, LogFormat, MaxPrefixAction, Mode, Role,
+    Encapsulation, IngressPolicy, LispAlgorithm, LispHook, LogFormat, MaxPrefixAction, Mode, Role,
 };
 use crate::types::lisp::{InstanceId, SiteId, XtrId};
 use crate::types::{AnchorId, Family, Locator, MacAddr, MnId, Prefix};
@@ -235,6 +235,7 @@ pub struct Lisp {
     pub site_id: SiteId,
     pub encapsulation: Encapsulation,
     pub mtu: u32,
+    pub hook: LispHook,
     pub inner_interfaces: Vec<String>,
     pub outer_interfaces: Vec<String>,
     /// Not empty when something is asked.

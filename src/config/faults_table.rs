@@ -166,6 +166,7 @@ const ERRORS: &[Row] = &[
     ("mtu = 1500", "mtu = 1300", "1300", "no room for packets of 1280", "1336"),
     ("mtu = 1500", "xtr-id = \"1f\"", "\"1f\"", "32 hexadecimal digits", ""),
     ("mtu = 1500", "encapsulation = \"vxlan\"", "\"vxlan\"", "unknown word `vxlan`", ""),
+    ("mtu = 1500", "hook = \"lwt\"", "\"lwt\"", "unknown word `lwt`", ""),
     ("mtu = 1500", "encapsulation = \"ebpf\"", "\"ebpf\"", "needs to know the interfaces", "inner-interfaces"),
     ("rloc = { ipv4 = \"192.0.2.1\" }", "rloc = { ipv4 = \"0.0.0.0\" }", "rloc", "not the address of a router", ""),
     ("mtu = 1500", "probe-interval = \"10ms\"", "\"10ms\"", "at least \"1s\"", ""),

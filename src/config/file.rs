@@ -535,6 +535,10 @@ pub struct LispSection {
     /// Largest packet of the underlay, outer headers included. Default: 1500.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
+    /// `ebpf`: where in the path of a packet, `tc` or `xdp` (faster, and tc takes what XDP leaves;
+    /// the outer interfaces must be able to send frames of XDP). Default: `tc`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<LispHook>,
     /// `ebpf`: interfaces on which packets to encapsulate come in. Default: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inner_interfaces: Vec<String>,
@@ -578,6 +582,14 @@ pub enum Encapsulation {
     Tun,
     Gpe,
     Ebpf,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LispHook {
+    #[default]
+    Tc,
+    Xdp,
 }
 
 /// `[[lisp.map-server]]`
@@ -783,8 +795,8 @@ pub struct MetricsSection {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct KernelSection {
-    /// Routing protocol number that marks our routes (`rtm_protocol`); no other daemon on this
-    /// machine may use it. Default: 107.
+    /// Routing protocol number that marks our routes (`rtm_protocol`); the next one marks those into
+    /// tunnels. No other daemon on this machine may use them. Default: 107.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<u8>,
     /// Routing table for delivery routes. Default: 254 (main).

@@ -15,7 +15,7 @@ use super::lisp::Beside;
 use super::lisp::tun::{DEVICE, Settings, Tun};
 use super::lisp::udp::Control;
 use crate::auth::{Algorithm, KeyChain, LispKey, Secret};
-use crate::config::{self, Checked, Encapsulation, IngressPolicy, LispAlgorithm};
+use crate::config::{self, Checked, Encapsulation, IngressPolicy, LispAlgorithm, LispHook};
 use crate::dataplane::ebpf::{self, Ebpf, Hook, Role};
 use crate::dataplane::encap::Encapsulator;
 use crate::dataplane::encap::gpe::{self, Gpe};
@@ -394,6 +394,14 @@ pub fn open_encap(
     Ok(Some(Plane::new(plane, now)))
 }
 
+/// What is led to the device of the control plane comes from within the kernel, behind XDP.
+fn hook(configured: LispHook, role: Role) -> Hook {
+    match (configured, role) {
+        (LispHook::Xdp, Role::Inside | Role::Underlay) => Hook::Xdp,
+        (LispHook::Xdp, Role::Punt) | (LispHook::Tc, _) => Hook::Tc,
+    }
+}
+
 /// Loads the programs, and attaches them to the interfaces of the configuration and to the device
 /// that the pools' routes lead to.
 fn open_ebpf(config: &Checked, lisp: &config::Lisp) -> Result<Ebpf, RunError> {
@@ -421,7 +429,9 @@ fn open_ebpf(config: &Checked, lisp: &config::Lisp) -> Result<Ebpf, RunError> {
     }
     for (link, role) in wanted {
         let failed = other(format!("eBPF at {link}"));
-        let how = plane.attach(link, role, Hook::Tc).map_err(|error| failed(error.to_string()))?;
+        let how = plane
+            .attach(link, role, hook(lisp.hook, role))
+            .map_err(|error| failed(error.to_string()))?;
         tracing::info!(interface = link, ?role, ?how, "eBPF attached");
     }
     Ok(plane)
@@ -488,4 +498,18 @@ pub async fn run_used(core: Rc<Core>) {
 /// When a data plane wants to be woken.
 pub fn encap_timeout(core_state: &super::core::State) -> Instant {
     core_state.encap.as_ref().map_or(Instant::FAR_FUTURE, |plane| plane.poll_timeout())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn xdp_is_where_frames_come_from_an_interface() {
+        for role in [Role::Inside, Role::Underlay, Role::Punt] {
+            assert_eq!(hook(LispHook::Tc, role), Hook::Tc);
+            let is_xdp = hook(LispHook::Xdp, role) == Hook::Xdp;
+            assert_eq!(is_xdp, role != Role::Punt);
+        }
+    }
 }

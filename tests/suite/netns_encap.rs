@@ -430,6 +430,21 @@ fn what_is_not_allowed_is_dropped_and_counted() {
     // Removing what is not there is what was asked.
     apply(&mut egress, &[EncapChange::ForbidDecap { prefix: prefix("10.9.0.8") }]);
 
+    // Of nested prefixes the kernel takes the widest.
+    apply(&mut egress, &[allow("10.9.0.8/29"), allow("10.9.0.0/24")]);
+    assert!(lab.pings("10.9.0.8"));
+    apply(&mut egress, &[EncapChange::ForbidDecap { prefix: prefix("10.9.0.0/24") }]);
+    assert!(lab.pings("10.9.0.8"));
+    apply(&mut egress, &[EncapChange::ForbidDecap { prefix: prefix("10.9.0.8/29") }]);
+    lab.sends("10.9.0.8");
+    assert_eq!(dropped(&mut egress, DropReason::NotAllowed), 6);
+    // Somebody takes all filters of the machine away.
+    lab.say("e", "nft flush ruleset");
+    lab.inside("e", || egress.handle_readable(&mut Vec::new())).unwrap();
+    lab.sends("10.9.0.8");
+    assert_eq!(dropped(&mut egress, DropReason::NotAllowed), 1, "counted from anew");
+    assert!(lab.pings("10.9.0.7") && lab.pings("fd09::7") && lab.pings("fd09::8"));
+
     // At FE_I: by policy, without a locator (or one of no use), and with nobody to hold it.
     let nowhere = EncapChange::SetGroup { group: GroupId(1), path: GroupPath::Unreachable };
     let changes = [

@@ -91,6 +91,7 @@ impl Checker<'_, '_> {
             site_id: SiteId(section.site_id.unwrap_or(u64::from(anchor_id?.0))),
             encapsulation: section.encapsulation.unwrap_or_default(),
             mtu,
+            hook: section.hook.unwrap_or_default(),
             inner_interfaces: section.inner_interfaces.clone(),
             outer_interfaces: section.outer_interfaces.clone(),
             map_resolvers,
@@ -132,6 +133,9 @@ impl Checker<'_, '_> {
 
     fn interfaces(&mut self, section: &LispSection) {
         let is_ebpf = section.encapsulation == Some(Encapsulation::Ebpf);
+        if !is_ebpf && section.hook.is_some() {
+            self.warn("lisp.hook", "only encapsulation \"ebpf\" has hooks", "remove it");
+        }
         for (key, names) in [
             ("lisp.inner-interfaces", &section.inner_interfaces),
             ("lisp.outer-interfaces", &section.outer_interfaces),

@@ -21,6 +21,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::ops::Range;
+use std::os::fd::AsRawFd;
 
 use super::carve::{Carver, Entry, METRIC, Write};
 use super::reconcile::usable;
@@ -28,8 +29,8 @@ use super::{Caps, DropReason, EncapError, Encapsulator, Families, Totals, guard}
 use crate::dataplane::OpError;
 use crate::dataplane::filter::{FilterError, State};
 use crate::dataplane::netlink::{
-    Counts, Dumped, ENCAP_RULE, ENCAP_TABLE, SetChange, SetOf, Sets, SetupError, Step, To,
-    TunnelLink, Tunnels, Via, tunnel_protocol,
+    Counts, Deletions, Dumped, ENCAP_RULE, ENCAP_TABLE, SetChange, SetOf, Sets, SetupError, Step,
+    To, TunnelLink, Tunnels, Via, tunnel_protocol,
 };
 use crate::types::lisp::{
     EncapChange, EncapEvent, EntryAction, EntryCount, GroupId, GroupPath, InstanceId,
@@ -52,6 +53,9 @@ const MEMBERS_MAX: u32 = (END - MEMBERS) / 2;
 
 /// As many as the tables of the control plane hold.
 const ENTRIES_MAX: usize = crate::types::limits::BINDINGS_MAX;
+
+/// A message of them fits into the kernel's and our buffers.
+const ELEMENTS_AT_ONCE: usize = 256;
 
 /// Outer header, UDP, LISP.
 const OVERHEAD_IPV4: u32 = 20 + 8 + 8;
@@ -243,6 +247,20 @@ impl Allowed {
         }
     }
 
+    /// All that the kernel should have.
+    fn all(&self) -> Vec<SetChange> {
+        let widest = Family::ALL.map(|family| match family {
+            Family::Ipv4 => Prefix::V4 { addr: 0, len: 0 },
+            Family::Ipv6 => Prefix::V6 { addr: 0, len: 0 },
+        });
+        let wide = widest.into_iter().flat_map(|all| match self.wide.contains(&all) {
+            true => vec![all],
+            false => self.within(all),
+        });
+        let hosts = self.hosts.iter().copied();
+        wide.chain(hosts).map(|prefix| SetChange { prefix, add: true }).collect()
+    }
+
     /// The kernel has these of a set: the rest is not there, and what is new was left by an earlier
     /// process.
     fn adopt(&mut self, set: SetOf, seen: &BTreeSet<Prefix>) {
@@ -270,6 +288,7 @@ pub struct Gpe {
     sink: IfIndex,
     counts: Counts,
     sets: Sets,
+    deletions: Deletions,
     guard: State,
     slots: BTreeMap<u32, Held>,
     members: Members,
@@ -313,6 +332,7 @@ impl Gpe {
             sink: IfIndex(0),
             counts: Counts::open(guard::TABLE)?,
             sets: Sets::open(guard::TABLE)?,
+            deletions: Deletions::open(guard::TABLE)?,
             guard: State::Off,
             slots: BTreeMap::new(),
             members: Members::default(),
@@ -346,6 +366,7 @@ impl Gpe {
     /// The devices, the filter, and the objects that are always there. Repeated with every list, in
     /// case somebody has taken one away.
     fn set_up(&mut self) -> Result<(), SetupError> {
+        let first = self.guard == State::Off;
         let Options { device, sink, port, iid, .. } = &self.options;
         let mtu_bytes = self.options.mtu_bytes();
         let link = TunnelLink { name: device.clone(), port: *port, mtu_bytes };
@@ -355,7 +376,6 @@ impl Gpe {
         self.sink = self.tunnels.set_up_sink(sink)?;
         let mut loaded = false;
         self.counts.read(|name, _| loaded |= name == guard::LATE)?;
-        let first = self.guard == State::Off;
         if first || new || !loaded {
             let refused = |what: &str, error: FilterError| SetupError::Refused {
                 name: device.clone(),
@@ -369,6 +389,15 @@ impl Gpe {
                 Ok(()) => State::Loaded,
                 Err(error) => State::Failed(error.to_string()),
             };
+        }
+        if !first && !loaded {
+            let all = self.allowed.all();
+            let refill = all.chunks(ELEMENTS_AT_ONCE).try_for_each(|some| self.sets.apply(some));
+            refill.map_err(|error| SetupError::Refused {
+                name: device.clone(),
+                what: "the prefixes of FE_E".to_owned(),
+                error,
+            })?;
         }
         self.tunnels.raise_link(self.link, &link)?;
         let punt = match &self.options.punt {
@@ -877,10 +906,15 @@ impl Encapsulator for Gpe {
     }
 
     fn event_fd(&self) -> Option<std::os::fd::RawFd> {
-        None
+        Some(self.deletions.as_raw_fd())
     }
 
+    /// Without the filter everything would be taken out of tunnels.
     fn handle_readable(&mut self, _events: &mut Vec<EncapEvent>) -> Result<bool, EncapError> {
+        let gone = self.deletions.read();
+        if gone.map_err(|error| EncapError::Other(error.to_string()))? {
+            self.set_up().map_err(|error| EncapError::Other(error.to_string()))?;
+        }
         Ok(false)
     }
 }

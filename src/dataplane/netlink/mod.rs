@@ -19,7 +19,7 @@ use netlink_packet_route::RouteNetlinkMessage;
 
 pub use link::{AccessLink, LinkState, SetupError};
 pub use monitor::{Monitor, Notice};
-pub use netfilter::{Counts, SetChange, SetOf, Sets};
+pub use netfilter::{Counts, Deletions, SetChange, SetOf, Sets};
 pub use tunnel::{Dumped, Step, To, TunnelLink, Tunnels, Via};
 
 use self::socket::{Refused, Requests};

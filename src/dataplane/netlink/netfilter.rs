@@ -3,15 +3,21 @@
 
 use std::io;
 use std::net::IpAddr;
+use std::os::fd::{AsRawFd, RawFd};
 
 use netlink_packet_core::NLM_F_CREATE;
+use netlink_sys::Socket;
+use netlink_sys::protocols::NETLINK_NETFILTER;
 
 use super::OpError;
 use super::attribute::{each, nest, push, push_text, push_u32};
-use super::socket::{NFNL_SUBSYS_NFTABLES, Requests};
+use super::socket::{NFNL_SUBSYS_NFTABLES, Requests, split};
 use crate::types::lisp::EntryCount;
 use crate::types::{Family, Prefix};
 
+const NFNLGRP_NFTABLES: u32 = 7;
+const NFT_MSG_DELTABLE: u16 = 2;
+const NFTA_TABLE_NAME: u16 = 1;
 const NFT_MSG_NEWSETELEM: u16 = 12;
 const NFT_MSG_GETSETELEM: u16 = 13;
 const NFT_MSG_DELSETELEM: u16 = 14;
@@ -211,6 +217,49 @@ impl Sets {
             }
         }
         Ok(true)
+    }
+}
+
+/// Says when the table is deleted, `nft flush ruleset` for example.
+pub struct Deletions {
+    socket: Socket,
+    buffer: Vec<u8>,
+    table: &'static str,
+}
+
+impl Deletions {
+    pub fn open(table: &'static str) -> io::Result<Self> {
+        let mut socket = Socket::new(NETLINK_NETFILTER)?;
+        socket.bind_auto()?;
+        socket.set_non_blocking(true)?;
+        socket.add_membership(NFNLGRP_NFTABLES)?;
+        Ok(Self { socket, buffer: vec![0; 64 << 10], table })
+    }
+
+    /// Reads all there is; true when it may be gone.
+    pub fn read(&mut self) -> io::Result<bool> {
+        let mut gone = false;
+        loop {
+            match self.socket.recv(&mut &mut self.buffer[..], 0) {
+                Ok(len) => split(&self.buffer[..len.min(self.buffer.len())], |header, body| {
+                    if header.message_type == message(NFT_MSG_DELTABLE) {
+                        each(body.get(4..).unwrap_or_default(), |kind, value| {
+                            gone |= kind == NFTA_TABLE_NAME && text(value) == Some(self.table);
+                        });
+                    }
+                }),
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(gone),
+                // Something was missed.
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => gone = true,
+                Err(error) => return Err(error),
+            }
+        }
+    }
+}
+
+impl AsRawFd for Deletions {
+    fn as_raw_fd(&self) -> RawFd {
+        self.socket.as_raw_fd()
     }
 }
 
