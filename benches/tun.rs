@@ -340,6 +340,7 @@ fn open(namespace: &str, source: Ipv4Addr) -> io::Result<Tun> {
         source6: None,
         underlay_mtu: 1500,
         hold,
+        first_packets: Vec::new(),
     };
     inside(namespace, || Tun::open(&Settings::new(engine)))?
 }

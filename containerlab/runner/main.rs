@@ -6,6 +6,7 @@ mod demo;
 mod guard;
 mod kernel;
 mod lab;
+mod lossless;
 mod namespace;
 mod outside;
 mod probe;
@@ -15,6 +16,7 @@ mod signals;
 mod tls;
 mod topology;
 mod traffic;
+mod trial;
 
 use std::net::SocketAddr;
 use std::os::unix::process::CommandExt;
@@ -52,6 +54,22 @@ enum Command {
         #[arg(long, default_value_t = 100)]
         moves: usize,
     },
+    /// Move one host many times under dense traffic, and count every packet that it costs.
+    Lossless {
+        lab: String,
+        #[arg(long, default_value_t = 200)]
+        moves: usize,
+        #[arg(long, default_value_t = 1000)]
+        pace_us: u64,
+        /// Tell the old anchor before each move.
+        #[arg(long)]
+        predictive: bool,
+        /// With killick's holding and forwarding of packets switched off.
+        #[arg(long)]
+        without: bool,
+        #[arg(long, default_value_t = 1600)]
+        watch_ms: u64,
+    },
     /// Run a command in a node of a lab that another `lab` keeps up.
     Exec {
         lab: String,
@@ -85,6 +103,18 @@ fn main() -> ExitCode {
         Command::Up { lab, no_killick } => up(&lab, no_killick),
         Command::Demo { lab } => demo::run(&lab),
         Command::Roam { lab, moves } => roam::run(&lab, moves.max(1)),
+        Command::Lossless { lab, moves, pace_us, predictive, without, watch_ms } => {
+            lossless::run(&trial::Trial {
+                lab,
+                moves: moves.max(1),
+                pace: Duration::from_micros(pace_us.max(20)),
+                watch: Duration::from_millis(watch_ms),
+                control: 10,
+                predictive,
+                transient: Some(!without),
+                tcp: true,
+            })
+        }
         Command::Exec { lab, node, command } => exec(&lab, &node, &command),
         Command::Send { to, pace_us, seconds } => {
             probe::send(to, Duration::from_micros(pace_us), seconds)

@@ -198,6 +198,8 @@ impl Anchor {
                 | Sighting::NeighborAdvertisement
                 | Sighting::Packet
                 | Sighting::Api
+                | Sighting::Report
+                | Sighting::MapRegister
                 | Sighting::Restart => {}
             },
         }

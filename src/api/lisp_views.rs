@@ -49,6 +49,9 @@ pub struct MapCacheView {
 pub struct RegistrationView {
     pub instance_id: u32,
     pub eid: Prefix,
+    /// Of a source/destination pair (RFC 8060 §4.8): whose traffic it is about.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<Prefix>,
     pub rlocs: Vec<RlocView>,
     pub version: u16,
     /// `registered` (at a map-server), `confirmed`, `pending`, `withdrawing` (at an anchor).
@@ -62,8 +65,10 @@ pub struct RegistrationView {
     pub generation: Option<Generation>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub xtr_id: Option<String>,
-    /// Until it expires, or until it is refreshed.
-    pub left_s: u64,
+    /// At a map-server until it expires, at an anchor until it is registered again; absent while
+    /// that is under way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub left_s: Option<u64>,
 }
 
 /// A line of `lisp subscriptions` (RFC 9437).
@@ -81,8 +86,9 @@ pub struct SubscriptionView {
     pub rlocs: Vec<IpAddr>,
     pub state: String,
     pub nonce: u64,
-    /// Publications that are not acknowledged yet.
-    pub outstanding: u64,
+    /// At the server: Map-Notify messages that are not acknowledged yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outstanding: Option<u64>,
 }
 
 /// A line of `lisp probe`.
@@ -106,11 +112,21 @@ pub struct ProbeView {
 pub struct LookupView {
     pub instance_id: u32,
     pub eid: IpAddr,
-    /// `here` (this node is the map-server), `cache`, or `asked`: there is no answer yet.
+    /// `here` (this node is the map-server), `cache`, `asked`: there is no answer yet; or
+    /// `not-asked`, and `why`.
     pub source: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
     /// The prefix that the answer is about.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub prefix: Option<Prefix>,
+    /// At a map-server, the registered prefix that the answer is a part of; absent: nothing is
+    /// registered there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub registered: Option<Prefix>,
+    /// Who has registered it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub site: Option<String>,
     pub rlocs: Vec<RlocView>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub action: Option<String>,
@@ -133,7 +149,7 @@ pub struct ExplainView {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct BackEndView {
-    /// `pool`, `ibgp`, `lisp-registration`, `lisp-map-cache`, `ingress`, `egress`.
+    /// `pool`, `ibgp`, `map-server`, `lisp-registration`, `lisp-map-cache`, `ingress`, `egress`.
     pub name: String,
     pub prefix: Prefix,
     pub leads_to: String,

@@ -10,6 +10,7 @@
 //! | `GET /v1/bgp/routes` | `family` `within` `neighbor` `cursor` `limit` | page of [`views::RouteView`] |
 //! | `GET /v1/bgp/route` | `prefix` | [`views::RouteDetailView`] |
 //! | `GET /v1/mobility/sessions` | `cursor` `limit` | page of [`views::SessionView`] |
+//! | `GET /v1/mobility/paths` | `cursor` `limit` | page of [`views::PathView`] |
 //! | `GET /v1/mobility/session` | `mn` or `prefix` | list of [`views::SessionView`] |
 //! | `POST /v1/mobility/attach` | body [`Attach`] | [`views::AcceptedView`] |
 //! | `POST /v1/mobility/detach` | `mn` or `prefix` | [`views::AcceptedView`] |

@@ -13,8 +13,8 @@ use super::lisp_views::{
 };
 pub use super::stream::Target;
 use super::views::{
-    AcceptedView, ContextView, FibRouteView, NeighborView, Page, RouteDetailView, RouteView,
-    SessionView, StatusView, TraceView, TransferView,
+    AcceptedView, ContextView, FibRouteView, NeighborView, Page, PathView, RouteDetailView,
+    RouteView, SessionView, StatusView, TraceView, TransferView,
 };
 use crate::types::{AnchorId, Family, Locator, MnId, Prefix};
 
@@ -57,6 +57,7 @@ pub enum Request {
     BgpRoute(Prefix),
     Sessions(Paging),
     Session(Target),
+    Paths(Paging),
     Attach(Attach),
     Detach(Target),
     Move(Move),
@@ -110,6 +111,7 @@ pub enum Reply {
     Sessions(Page<SessionView>),
     /// All prefixes of one node.
     Session(Vec<SessionView>),
+    Paths(Page<PathView>),
     Accepted(AcceptedView),
     Context(ContextView),
     Transfers(Vec<TransferView>),

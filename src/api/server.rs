@@ -149,6 +149,7 @@ fn api_routes(shared: Shared) -> Router {
         .route("/v1/bgp/route", get(bgp_route))
         .route("/v1/mobility/sessions", get(sessions))
         .route("/v1/mobility/session", get(session).delete(detach))
+        .route("/v1/mobility/paths", get(paths))
         .route("/v1/mobility/attach", post(attach))
         .route("/v1/mobility/detach", post(detach))
         .route("/v1/mobility/move", post(mobility_move))
@@ -275,6 +276,7 @@ fn show(reply: &Reply) -> Response {
         Reply::BgpRoute(data) => json("bgp-route", data),
         Reply::Sessions(data) => json("mobility-sessions", data),
         Reply::Session(data) => json("mobility-session", data),
+        Reply::Paths(data) => json("mobility-paths", data),
         Reply::Accepted(data) => json("accepted", data),
         Reply::Context(data) => json("context", data),
         Reply::Transfers(data) => json("ctx-transfers", data),
@@ -335,6 +337,11 @@ async fn bgp_route(shared: State<Shared>, parsed: Parsed) -> Response {
 
 async fn sessions(shared: State<Shared>, parsed: Parsed) -> Response {
     let request = parameters(parsed).and_then(|p| p.paging()).map(Request::Sessions);
+    ask(shared, request).await
+}
+
+async fn paths(shared: State<Shared>, parsed: Parsed) -> Response {
+    let request = parameters(parsed).and_then(|p| p.paging()).map(Request::Paths);
     ask(shared, request).await
 }
 

@@ -102,7 +102,7 @@ pub(crate) fn session_view(n: u32) -> SessionView {
         generation: Generation(3),
         state: "attached".to_owned(),
         announced: "settled".to_owned(),
-        since_s: 5,
+        since_s: Some(5),
         lifetime_s: None,
         attachment: None,
     }

@@ -2,7 +2,7 @@
 //! and words may be added, never renamed or removed; readers must ignore what they do not know.
 //! Keys are kebab-case, times are microseconds (`-us`) or seconds (`-s`).
 
-use std::net::{IpAddr, Ipv4Addr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
@@ -231,8 +231,9 @@ pub struct SessionView {
     pub state: String,
     /// The host route this node announces: `none` (at home), `claim` or `settled`.
     pub announced: String,
-    /// Since the last change of anchor.
-    pub since_s: u64,
+    /// Since the last change of anchor; absent when that is longer ago than is remembered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since_s: Option<u64>,
     pub lifetime_s: Option<u64>,
     pub attachment: Option<AttachmentView>,
 }
@@ -243,6 +244,28 @@ pub struct AttachmentView {
     pub interface: String,
     pub mac: MacAddr,
     pub by: Option<Sighting>,
+}
+
+/// The packets of one prefix that wait here, go on to its next anchor, or are put in order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct PathView {
+    pub prefix: Prefix,
+    /// `None`: it is no longer bound here.
+    pub mn: Option<MnId>,
+    /// `hold`, `forward`, `gate`, `closing`.
+    pub state: String,
+    /// The other end, where it is known.
+    pub peer: Option<SocketAddr>,
+    pub since_ms: u64,
+    pub waiting: usize,
+    pub waiting_octets: usize,
+    /// Since the state began.
+    pub held: u64,
+    pub forwarded: u64,
+    pub dropped: u64,
+    /// Flows that wait for their marker.
+    pub flows: usize,
 }
 
 /// The answer to attach, detach and move.
@@ -330,14 +353,30 @@ pub struct TraceView {
     pub from: Option<AnchorId>,
     pub to: Option<AnchorId>,
     pub generation: Generation,
-    /// `initial`, `handover`, `return` or `leave`.
+    /// `initial`, `handover`, `return` or `leave`; `mapping` at an ingress router.
     pub kind: String,
-    /// `predictive`, `reactive` or `none`.
+    /// `predictive`, `reactive` or `none`; of a mapping `publication` or `reply`.
     pub mode: String,
     /// `running`, `done` or `failed`.
     pub result: String,
+    /// Of a mapping: where it led before and where it leads now.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mapping: Option<MappingMoveView>,
     /// In the order of time.
     pub steps: Vec<StepView>,
+}
+
+/// What an ingress router learnt of a prefix.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct MappingMoveView {
+    /// Locators; absent: none, the packets took another way.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub from: Option<IpAddr>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub to: Option<IpAddr>,
+    /// 0: it has none.
+    pub version: u16,
 }
 
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

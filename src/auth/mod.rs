@@ -3,8 +3,10 @@
 
 mod lisp;
 mod otk;
+mod path;
 mod secret;
 
 pub use lisp::{Algorithm, AuthError, DigestLen, KeyChain, LispKey};
 pub use otk::{Otk, OtkHmac, OtkKdf, OtkWrap};
+pub use path::PathSecret;
 pub use secret::Secret;

@@ -171,6 +171,8 @@ pub enum Mobility {
         #[arg(value_parser = target)]
         node: Target,
     },
+    /// Packets that wait for a node, or follow it
+    Paths(Listing),
     /// Move a node to another anchor
     Move {
         #[arg(value_parser = MnId::new)]

@@ -215,6 +215,10 @@ impl<W: Write> Asker<W> {
                 let resource = format!("/v1/mobility/session?{}", query(node));
                 self.table(&resource, |view: Vec<_>| show::sessions(&view)).await
             }
+            Ask::Mobility(Mobility::Paths(listing)) => {
+                let resources = ["/v1/mobility/paths".to_owned()];
+                self.pages(&resources, listing.limit, |items: &[_]| show::paths(items)).await
+            }
             Ask::Mobility(Mobility::Move { mn, to, fe_e }) => {
                 let body = Move { mn: mn.clone(), to: *to, fe_e: locator(fe_e) };
                 self.post("/v1/mobility/move", &body).await

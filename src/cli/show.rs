@@ -5,8 +5,8 @@ use crate::api::lisp_views::{
     ExplainView, LookupView, MapCacheView, ProbeView, RegistrationView, RlocView, SubscriptionView,
 };
 use crate::api::views::{
-    AcceptedView, EncapStatusView, FibRouteView, NeighborView, RouteDetailView, RouteView,
-    SessionView, StatusView, StepView, TraceView, TransferView,
+    AcceptedView, EncapStatusView, FibRouteView, MappingMoveView, NeighborView, PathView,
+    RouteDetailView, RouteView, SessionView, StatusView, StepView, TraceView, TransferView,
 };
 use crate::types::Family;
 
@@ -216,10 +216,42 @@ pub fn sessions(view: &[SessionView]) -> Table {
             s.generation.to_string(),
             s.state.clone(),
             s.announced.clone(),
-            age(s.since_s),
+            text(s.since_s.map(age)),
             text(s.lifetime_s.map(age)),
             text(fe_e),
             text(attachment),
+        ]);
+    }
+    table
+}
+
+pub fn paths(view: &[PathView]) -> Table {
+    let mut table = Table::new(&[
+        "prefix",
+        "node",
+        "state",
+        "peer",
+        ">ms",
+        ">waiting",
+        ">octets",
+        ">held",
+        ">forwarded",
+        ">dropped",
+        ">flows",
+    ]);
+    for p in view {
+        table.row(vec![
+            p.prefix.to_string(),
+            text(p.mn.as_ref()),
+            p.state.clone(),
+            text(p.peer),
+            p.since_ms.to_string(),
+            p.waiting.to_string(),
+            p.waiting_octets.to_string(),
+            p.held.to_string(),
+            p.forwarded.to_string(),
+            p.dropped.to_string(),
+            p.flows.to_string(),
         ]);
     }
     table
@@ -310,14 +342,17 @@ pub fn registrations(view: &[RegistrationView]) -> Table {
     for r in view {
         table.row(vec![
             r.instance_id.to_string(),
-            r.eid.to_string(),
+            match r.source {
+                Some(source) => format!("{source} → {}", r.eid),
+                None => r.eid.to_string(),
+            },
             rlocs(&r.rlocs, None),
             r.state.clone(),
             text(r.with.as_ref()),
             text(r.anchor),
             text(r.generation),
             version(r.version),
-            age(r.left_s),
+            text(r.left_s.map(age)),
         ]);
     }
     table
@@ -334,7 +369,7 @@ pub fn subscriptions(view: &[SubscriptionView]) -> Table {
             s.with.clone(),
             s.rlocs.iter().map(ToString::to_string).collect::<Vec<_>>().join(", "),
             s.state.clone(),
-            s.outstanding.to_string(),
+            text(s.outstanding),
         ]);
     }
     table
@@ -357,14 +392,23 @@ pub fn probes(view: &[ProbeView]) -> Table {
 pub fn lookup(view: &LookupView) -> String {
     let answer = match (&view.prefix, view.source.as_str()) {
         (_, "asked") => "no answer from the mapping system".to_owned(),
-        (None, _) => "nothing is registered".to_owned(),
+        (_, "not-asked") => format!("not asked: {}", view.why.as_deref().unwrap_or("?")),
+        (Some(prefix), "here") if view.registered.is_none() => {
+            format!("nothing is registered in {prefix} {}", rlocs(&[], view.action.as_ref()))
+        }
+        (None, _) => "nothing is known".to_owned(),
         (Some(prefix), _) => {
             let version = match view.version {
                 0 => String::new(),
                 version => format!(", version {version}"),
             };
             let rlocs = rlocs(&view.rlocs, view.action.as_ref());
-            format!("{prefix} → {rlocs} ({}{version})", view.source)
+            let part = match view.registered {
+                Some(whole) if whole != *prefix => format!(", a part of {whole}"),
+                Some(_) | None => String::new(),
+            };
+            let site = view.site.as_ref().map(|site| format!(", of {site}")).unwrap_or_default();
+            format!("{prefix} → {rlocs} ({}{version}{site}{part})", view.source)
         }
     };
     format!("{}: {answer}\n", view.eid)
@@ -416,15 +460,21 @@ fn one_trace(trace: &TraceView) -> String {
         ]);
         before = *at_us;
     }
-    let from = text(trace.from);
-    let from = if from.is_empty() { "nowhere".to_owned() } else { from };
-    let to = text(trace.to);
-    let to = if to.is_empty() { "nowhere".to_owned() } else { to };
+    let or_nowhere = |text: String| if text.is_empty() { "nowhere".to_owned() } else { text };
+    let (from, to, number) = match &trace.mapping {
+        Some(MappingMoveView { from, to, version: 0 }) => {
+            (text(*from), text(*to), "no version".to_owned())
+        }
+        Some(MappingMoveView { from, to, version }) => {
+            (text(*from), text(*to), format!("version {version}"))
+        }
+        None => (text(trace.from), text(trace.to), format!("generation {}", trace.generation)),
+    };
+    let (from, to) = (or_nowhere(from), or_nowhere(to));
     format!(
-        "{}: {} from {from} to {to}, generation {}, {}, {}\nstarted {}\n{}",
+        "{}: {} from {from} to {to}, {number}, {}, {}\nstarted {}\n{}",
         trace.mn,
         trace.kind,
-        trace.generation,
         trace.mode,
         trace.result,
         utc(trace.started_unix_us),
@@ -525,7 +575,7 @@ mod tests {
             generation: Generation(4),
             state: "attached".to_owned(),
             announced: "none".to_owned(),
-            since_s: 65,
+            since_s: Some(65),
             lifetime_s: None,
             attachment: Some(AttachmentView {
                 interface: "eth1".to_owned(),
@@ -558,6 +608,7 @@ mod tests {
             kind: "handover".to_owned(),
             mode: "reactive".to_owned(),
             result: "done".to_owned(),
+            mapping: None,
             steps: vec![
                 step(0, "sighted", None, "arp on eth1"),
                 step(1_204, "context_received", Some(anchor(1)), ""),

@@ -6,6 +6,7 @@ mod bgp;
 mod lisp;
 mod mobility;
 mod peer;
+mod transient;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -91,6 +92,7 @@ impl<'d, 't> Checker<'d, 't> {
         let peers = self.peers(file, &pools);
         let tls = self.tls(file);
         let lisp = self.lisp(file, &pools);
+        let transient = self.transient(file);
         let api = self.api(file);
         let kernel = self.kernel(file);
         self.ports(
@@ -109,6 +111,7 @@ impl<'d, 't> Checker<'d, 't> {
             peers: peers?,
             tls: tls?,
             lisp: lisp?,
+            transient: transient?,
             api: api?,
             metrics: file.metrics.listen,
             kernel,

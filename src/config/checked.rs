@@ -7,7 +7,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::file::{
-    Encapsulation, IngressPolicy, LispAlgorithm, LispHook, LogFormat, MaxPrefixAction, Mode, Role,
+    Encapsulation, FirstPackets, IngressPolicy, LispAlgorithm, LispHook, LogFormat,
+    MaxPrefixAction, Mode, Role, WhenFull,
 };
 use crate::types::lisp::{InstanceId, SiteId, XtrId};
 use crate::types::{AnchorId, Family, Locator, MacAddr, MnId, Prefix};
@@ -31,6 +32,7 @@ pub struct Checked {
     pub peers: Vec<Peer>,
     pub tls: Option<Tls>,
     pub lisp: Option<Lisp>,
+    pub transient: Option<Transient>,
     pub api: Api,
     /// Where `/metrics`, `/healthz` and `/readyz` are served.
     pub metrics: Option<SocketAddr>,
@@ -271,6 +273,7 @@ pub struct OneTimeKeyFile {
 pub struct MapServer {
     pub address: IpAddr,
     pub key: LispKey,
+    pub also_accept: Vec<LispKey>,
     pub register: bool,
 }
 
@@ -278,6 +281,7 @@ pub struct MapServer {
 pub struct Ingress {
     pub prefix: Prefix,
     pub policy: IngressPolicy,
+    pub first_packets: FirstPackets,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -288,6 +292,9 @@ pub struct LispServer {
     pub sites: Vec<LispSite>,
     pub subscribers: Vec<LispSubscriber>,
     pub require_security: bool,
+    /// A second; `None`: no limit.
+    pub requests_per_source: Option<u32>,
+    pub requests_per_eid: Option<u32>,
     pub itrs: Vec<LispItr>,
 }
 
@@ -307,6 +314,7 @@ pub struct LispSite {
     pub anchor_id: AnchorId,
     pub site_id: SiteId,
     pub key: LispKey,
+    pub also_accept: Vec<LispKey>,
     pub prefixes: Vec<Prefix>,
     pub merge: bool,
 }
@@ -316,6 +324,7 @@ pub struct LispSubscriber {
     pub name: String,
     pub xtr_id: XtrId,
     pub key: LispKey,
+    pub also_accept: Vec<LispKey>,
     /// Empty: any.
     pub rlocs: Vec<IpAddr>,
 }
@@ -326,6 +335,25 @@ pub struct Api {
     pub stream_socket: PathBuf,
     /// Permission bits of both sockets.
     pub mode: u32,
+}
+
+/// See `[transient]`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Transient {
+    pub port: u16,
+    pub locator: Locator,
+    pub device: String,
+    pub table: u32,
+    pub prefer: Family,
+    pub packets_per_prefix: usize,
+    pub octets_per_prefix: usize,
+    pub packets: usize,
+    pub octets: usize,
+    pub when_full: WhenFull,
+    pub hold: Duration,
+    pub forward: Duration,
+    pub quiet: Duration,
+    pub order: Duration,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -90,6 +90,10 @@ name = "i1"
 anchor-id = "192.0.2.61"
 key-file = "otk-i1"
 
+[transient]
+packets = 1000
+hold-time = "1s"
+
 [api]
 mode = "0660"
 
@@ -179,6 +183,9 @@ const ERRORS: &[Row] = &[
     ("rloc = { ipv4 = \"192.0.2.1\" }\n\n[[lisp.map", "encapsulation = \"gpe\"\ninner-interfaces = [\"a/b\"]\n\n[[lisp.map", "\"a/b\"", "not the name of an interface", ""),
     ("anchor-id = \"192.0.2.61\"\nkey-file = \"otk", "key-file = \"otk", "[[lisp.server.itr]]", "whose questions these are is not said", "anchor-id"),
     ("key-file = \"otk-i1\"", "key-file = \"key-a2\"", "\"key-a2\"", "is the key of site s2", "a key of its own"),
+    ("key-file = \"key-a2\"", "key-file = \"key-a2\"\nalso-accept = [{ key-id = 1, key-file = \"new\" }]", "1", "another key with the number 1", ""),
+    ("key-file = \"key-a2\"", "key-file = \"key-a2\"\nalso-accept = [{ key-id = 2 }]", "{ key-id = 2 }", "`key-file` is missing", ""),
+    ("record-ttl = \"10m\"", "requests-per-source = 0", "0", "no number of questions a second", "no limit"),
     ("mtu = 1500", "security = true", "true", "no key for questions is shared with 192.0.2.50", "[[lisp.resolver-key]]"),
     ("[[lisp.ingress]]", "[[lisp.resolver-key]]\naddress = \"192.0.2.51\"\nkey-file = \"otk\"\n\n[[lisp.ingress]]", "\"192.0.2.51\"", "is not one of the map-resolvers", ""),
     // Mobility.
@@ -211,6 +218,13 @@ const ERRORS: &[Row] = &[
     ("may-claim = [\"10.1.0.0/16\"]", "may-claim = [\"10.0.0.0/8\"]", "\"10.0.0.0/8\"", "outside all mobility pools", ""),
     ("may-claim", "role = \"external\"\nmay-claim", "\"192.0.2.2\"", "an external anchor uses our API", ""),
     ("[tls]\nca = \"ca.pem\"\ncertificate = \"a1.pem\"\nkey = \"a1.key\"\n", "", "[[peer]]", "[[peer]] needs [tls]", "killick tls new-ca"),
+    // The transient path.
+    ("packets = 1000", "packets = 0", "0", "at least 1", ""),
+    ("packets = 1000", "table = 254", "254", "has routes of others", "of its own"),
+    ("packets = 1000", "port = 0", "0", "not a port", ""),
+    ("packets = 1000", "device = \"a b\"", "\"a b\"", "not an interface name", "letters"),
+    ("packets = 1000", "when-full = \"drop-new\"", "\"drop-new\"", "unknown word `drop-new`", "drop-newest"),
+    ("hold-time = \"1s\"", "hold-time = \"2m\"", "\"2m\"", "at most \"1m\"", ""),
     // Sockets, kernel.
     ("mode = \"0660\"", "mode = \"0888\"", "\"0888\"", "octal", ""),
     ("mode = \"0660\"", "mode = \"0666\"", "\"0666\"", "every user", ""),
@@ -322,7 +336,7 @@ fn all_mistakes_are_reported_at_once_in_the_order_of_the_file() {
         })
         .collect();
     // 25: the pool's home "a1", which is nobody's name now.
-    assert_eq!(lines, [3, 6, 17, 26, 44, 44, 88], "{faults}");
+    assert_eq!(lines, [3, 6, 17, 26, 44, 44, 92], "{faults}");
     assert!(faults.to_string().ends_with("killick.toml: 7 errors"), "{faults}");
 }
 

@@ -37,6 +37,9 @@ pub struct File {
     /// The mapping service: map-server, egress and ingress of LISP tunnels. Absent: no LISP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub lisp: Option<LispSection>,
+    /// Packets of a node that moves wait and follow it. Absent: relocation is by routes alone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub transient: Option<TransientSection>,
     /// The local control sockets.
     pub api: ApiSection,
     /// Prometheus, liveness and readiness over HTTP.
@@ -610,6 +613,9 @@ pub struct MapServerSection {
     /// peers only). Default: `sha256`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<LispAlgorithm>,
+    /// Other keys that are believed too, while one is being changed. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub also_accept: Vec<KeySection>,
     /// Register what is attached here. Default: true when there is `[mobility]` with an `fe-e`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub register: Option<bool>,
@@ -622,6 +628,21 @@ pub enum LispAlgorithm {
     Sha256,
     Hkdf,
     Sha1,
+}
+
+/// One of the `also-accept` keys.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct KeySection {
+    /// Number of the key. Required; not one that is in use beside it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<u8>,
+    /// File whose first line is the key. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// Default: `sha256`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<LispAlgorithm>,
 }
 
 /// `[[lisp.resolver-key]]`
@@ -650,6 +671,19 @@ pub struct IngressSection {
     /// unasked) or `default` (by the other routes, nothing is asked). Default: `query`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub policy: Option<IngressPolicy>,
+    /// Packets whose mapping is being asked for: `hold` (they wait, 2 s at most), `triangle` (by the
+    /// routes of the main table, which lead to the home anchor) or `drop`. Default: `hold`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub first_packets: Option<FirstPackets>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum FirstPackets {
+    #[default]
+    Hold,
+    Triangle,
+    Drop,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -674,6 +708,12 @@ pub struct LispServerSection {
     /// Refuse questions that do not ask for a proven answer (LISP-SEC, RFC 9303). Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub require_security: Option<bool>,
+    /// Map-Requests a second that one address may send; the others are dropped. Default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_per_source: Option<u32>,
+    /// Map-Requests a second that are answered about one EID. Default: no limit.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub requests_per_eid: Option<u32>,
     /// Who may register what.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub site: Vec<SiteSection>,
@@ -708,6 +748,9 @@ pub struct SiteSection {
     /// Default: `sha256`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<LispAlgorithm>,
+    /// Other keys that are believed too, while one is being changed. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub also_accept: Vec<KeySection>,
     /// What it may register, and everything inside. Default: the mobility pools.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub prefixes: Option<Vec<Prefix>>,
@@ -762,6 +805,9 @@ pub struct SubscriberSection {
     /// Default: `sha256`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub algorithm: Option<LispAlgorithm>,
+    /// Other keys that are believed too, while one is being changed. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub also_accept: Vec<KeySection>,
     /// Locators that its subscriptions may name. Default: any.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rlocs: Vec<IpAddr>,
@@ -789,6 +835,74 @@ pub struct MetricsSection {
     /// Address and port of `/metrics`, `/healthz` and `/readyz`. Default: none.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub listen: Option<SocketAddr>,
+}
+
+/// `[transient]`: while routers learn where a node has gone, its previous anchor holds its packets
+/// and sends them on to the new one, which keeps them in order. Both need this section.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct TransientSection {
+    /// UDP port at which packets are taken from other anchors, on our FE_E. Default: 47300.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    /// Our addresses for them. Default: `mobility.fe-e`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub locator: Option<Locator>,
+    /// Name of the TUN device that held packets come by. Default: `killick-hold`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub device: Option<String>,
+    /// Routing table of the prefixes that are held, for the time that they are. Default: 110.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub table: Option<u32>,
+    /// Address family between two anchors that have both: `ipv4` or `ipv6`. Default: `ipv4`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub prefer: Option<OuterFamily>,
+    /// Packets that wait for one prefix, at most. Default: 16384.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets_per_prefix: Option<usize>,
+    /// Octets in them, at most. Default: 16777216.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub octets_per_prefix: Option<usize>,
+    /// Packets that wait in all, at most. Default: 131072.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets: Option<usize>,
+    /// Octets in them, at most. Default: 268435456.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub octets: Option<usize>,
+    /// When there is no room: `drop-newest` (what waits arrives whole) or `drop-oldest` (for traffic
+    /// that is worthless when old). Default: `drop-newest`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub when_full: Option<WhenFull>,
+    /// How long packets wait for a word of the new anchor; then they are delivered as before.
+    /// Default: "2s".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hold_time: Option<Period>,
+    /// How long packets are sent on to the new anchor, at most. Default: "5s".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub forward_time: Option<Period>,
+    /// Without a packet for this long nothing is sent on any more. Default: "500ms".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub quiet_time: Option<Period>,
+    /// How long a packet that came directly waits for those before it, when the old anchor is
+    /// silent. Default: "100ms".
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub order_time: Option<Period>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum WhenFull {
+    #[default]
+    DropNewest,
+    DropOldest,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum OuterFamily {
+    #[default]
+    Ipv4,
+    Ipv6,
 }
 
 /// `[kernel]`

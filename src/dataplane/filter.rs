@@ -4,6 +4,11 @@
 //! was attached or imported, at the moment of delivery, and closes with it. Nothing is written to
 //! nftables when a node moves.
 //!
+//! A source of a mobile pool that has no such route yet may be a host that has just arrived and sends
+//! before its context is here. When somebody holds such packets ([`UplinkHold`]), they are marked
+//! instead of dropped, and a rule leads marked packets there; but not those to the anchor itself,
+//! which no rule comes before.
+//!
 //! One table, `inet killick`, loaded by `nft -f -` in one transaction when the set of access
 //! interfaces changes. It stays when killick exits, like the routes.
 
@@ -11,6 +16,8 @@ use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::io::{self, Write as _};
 use std::process::{Command, Stdio};
+
+use crate::types::{Family, Prefix};
 
 const NFT: &str = "nft";
 
@@ -28,10 +35,18 @@ pub enum State {
     Failed(String),
 }
 
+/// Packets of sources that are not delivered yet get this mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UplinkHold {
+    pub mark: u32,
+    pub pools: BTreeSet<Prefix>,
+}
+
 #[derive(Debug, Default)]
 pub struct Filter {
     state: State,
     access: BTreeSet<String>,
+    hold: Option<UplinkHold>,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -49,11 +64,22 @@ impl Filter {
         &self.state
     }
 
+    /// From the next [`Self::load`] on. Whoever holds must be there before.
+    pub fn hold(&mut self, hold: Option<UplinkHold>) {
+        if self.hold != hold {
+            self.hold = hold;
+            if self.state == State::Loaded {
+                self.state = State::Off;
+            }
+        }
+    }
+
     /// Loads the table for these interfaces (by name: they need not exist yet). Does nothing when
     /// it is loaded for them already. Runs a process: some 20 ms.
     pub fn load(&mut self, access: BTreeSet<String>) -> &State {
         if self.state != State::Loaded || self.access != access {
-            self.state = match script(&access).and_then(|script| run(&["-f", "-"], &script)) {
+            let script = script(&access, self.hold.as_ref());
+            self.state = match script.and_then(|script| run(&["-f", "-"], &script)) {
                 Ok(_) => State::Loaded,
                 Err(error) => State::Failed(error.to_string()),
             };
@@ -65,7 +91,7 @@ impl Filter {
     /// Takes the table away.
     pub fn remove(&mut self) -> Result<(), FilterError> {
         run(&["-f", "-"], EMPTY)?;
-        *self = Self::default();
+        *self = Self { hold: self.hold.take(), ..Self::default() };
         Ok(())
     }
 }
@@ -84,7 +110,7 @@ const EMPTY: &str = "table inet killick\ndelete table inet killick\n";
 
 /// Neighbor Discovery is let through from any source: a host that is just arriving asks for its
 /// gateway before it is attached. It never leaves the link (hop limit 255 is checked).
-fn script(access: &BTreeSet<String>) -> Result<String, FilterError> {
+fn script(access: &BTreeSet<String>, hold: Option<&UplinkHold>) -> Result<String, FilterError> {
     let mut names = String::new();
     for name in access {
         check_name(name)?;
@@ -94,16 +120,32 @@ fn script(access: &BTreeSet<String>) -> Result<String, FilterError> {
     if names.is_empty() {
         return Ok(EMPTY.to_owned());
     }
+    let mut waiting = String::new();
+    for (family, word) in [(Family::Ipv4, "ip"), (Family::Ipv6, "ip6")] {
+        let Some(UplinkHold { mark, pools }) = hold else { continue };
+        let of_family = pools.iter().filter(|pool| pool.family() == family);
+        let pools: Vec<String> = of_family.map(Prefix::to_string).collect();
+        if !pools.is_empty() {
+            let pools = pools.join(", ");
+            writeln!(
+                waiting,
+                "    fib saddr . iif oif missing {word} saddr {{ {pools} }} fib daddr type unicast \
+                 counter name waiting meta mark set {mark:#x} accept"
+            )
+            .expect("a String takes everything");
+        }
+    }
     Ok(format!(
         "{EMPTY}table inet killick {{
   counter dropped {{ comment \"sources without a delivery\" }}
+  counter waiting {{ comment \"sources that may get one\" }}
   chain uplink {{
     type filter hook prerouting priority raw; policy accept;
     iifname != {{ {names} }} accept
     ip saddr 0.0.0.0 accept
     ip6 saddr {{ ::, fe80::/10 }} accept
     icmpv6 type {{ nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert }} ip6 hoplimit 255 accept
-    fib saddr . iif oif missing counter name dropped drop
+{waiting}    fib saddr . iif oif missing counter name dropped drop
   }}
 }}
 "
@@ -150,16 +192,42 @@ mod tests {
     #[test]
     fn a_name_cannot_become_a_rule() {
         for name in ["", "a\"; }", "a b", "acc*", "a/b", "0123456789abcdef"] {
-            let error = script(&names(&[name])).unwrap_err();
+            let error = script(&names(&[name]), None).unwrap_err();
             assert!(matches!(error, FilterError::Name(_)), "{name:?}: {error}");
         }
         assert!(
-            script(&names(&["eth0.100", "acc_1"])).unwrap().contains("{ \"acc_1\", \"eth0.100\" }")
+            script(&names(&["eth0.100", "acc_1"]), None)
+                .unwrap()
+                .contains("{ \"acc_1\", \"eth0.100\" }")
         );
     }
 
     #[test]
     fn without_interfaces_there_is_no_table() {
-        assert_eq!(script(&BTreeSet::new()).unwrap(), EMPTY);
+        let hold = UplinkHold { mark: 1, pools: BTreeSet::new() };
+        assert_eq!(script(&BTreeSet::new(), Some(&hold)).unwrap(), EMPTY);
+    }
+
+    #[test]
+    fn only_sources_of_pools_are_marked_and_only_on_their_way_elsewhere() {
+        let pools = ["10.1.0.0/16", "10.2.0.0/16", "2001:db8:1::/48"];
+        let pools = pools.iter().map(|pool| pool.parse().unwrap()).collect();
+        let hold = UplinkHold { mark: 0x6b, pools };
+        let script = script(&names(&["acc0"]), Some(&hold)).unwrap();
+        let lines: Vec<&str> = script.lines().filter(|line| line.contains("missing")).collect();
+        assert_eq!(lines.len(), 3);
+        assert!(lines[0].contains("ip saddr { 10.1.0.0/16, 10.2.0.0/16 } fib daddr type unicast"));
+        assert!(lines[1].contains("ip6 saddr { 2001:db8:1::/48 } fib daddr type unicast"));
+        assert!(lines[..2].iter().all(|line| line.ends_with("meta mark set 0x6b accept")));
+        assert!(lines[2].ends_with("drop"));
+    }
+
+    #[test]
+    fn what_is_loaded_is_loaded_again_when_the_pools_change() {
+        let mut filter = Filter { state: State::Loaded, ..Filter::default() };
+        filter.hold(None);
+        assert_eq!(*filter.state(), State::Loaded);
+        filter.hold(Some(UplinkHold { mark: 1, pools: BTreeSet::new() }));
+        assert_eq!(*filter.state(), State::Off);
     }
 }

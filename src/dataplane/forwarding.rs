@@ -139,6 +139,17 @@ impl Forwarding {
         self.filter.state()
     }
 
+    /// Packets of sources that are not delivered yet are marked from now on, or no longer. Whoever
+    /// holds them is there before, and goes after.
+    pub fn hold_uplink(&mut self, hold: Option<filter::UplinkHold>) {
+        let loaded = *self.filter.state() == filter::State::Loaded;
+        self.filter.hold(hold);
+        if loaded {
+            let names: BTreeSet<String> = self.access.keys().cloned().collect();
+            self.filter.load(names);
+        }
+    }
+
     /// Takes the filter out of the kernel, on the operator's request.
     pub fn remove_filter(&mut self) -> Result<(), filter::FilterError> {
         self.filter.remove()

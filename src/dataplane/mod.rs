@@ -12,6 +12,7 @@ pub mod filter;
 mod forwarding;
 pub mod netlink;
 pub mod reconcile;
+pub mod transient;
 pub mod tun;
 
 use std::net::IpAddr;

@@ -28,7 +28,9 @@ use super::bgp::Connections;
 use super::links::Links;
 use super::lisp::udp::Control;
 use super::monitor::Monitor;
+use super::paths;
 use super::store::{Record as Stored, Store, StoreError, StoredBinding};
+use super::transient::Transient;
 use crate::api::views::Event as View;
 use crate::dataplane::encap::Encapsulator;
 use crate::dataplane::encap::reconcile::Reconciler;
@@ -40,6 +42,7 @@ use crate::proto::bgp::speaker;
 use crate::types::lisp::{EncapChange, EncapEvent, XtrId};
 use crate::types::seam::ForwardingChange;
 use crate::types::transfer::Signal;
+use crate::types::transient::TransientEvent;
 use crate::types::{AnchorId, Instant, Lifetime};
 
 /// The one clock. Monotonic for the node, and the wall clock's value at its zero for people.
@@ -93,6 +96,10 @@ pub struct State {
     pub control: Option<Control>,
     /// What encapsulates.
     pub encap: Option<Plane>,
+    /// Where packets of moving nodes wait.
+    pub transient: Option<Transient>,
+    /// Not yet carried to the node.
+    pub path_events: Vec<TransientEvent>,
     pub monitor: Monitor,
     /// Addresses of the external world by which people know the anchors.
     pub names: BTreeMap<AnchorId, String>,
@@ -138,6 +145,8 @@ impl State {
             access,
             control: None,
             encap: None,
+            transient: None,
+            path_events: Vec::new(),
             monitor,
             names,
             subscribers: BTreeMap::new(),
@@ -189,6 +198,9 @@ impl Core {
             // What is left of a long list waits for another turn: readers come in between.
             if !more {
                 more = state.node.handle_best_changes(now, out);
+            }
+            for event in std::mem::take(&mut state.path_events) {
+                state.node.handle_transient(event, now, out);
             }
             if out.is_empty() {
                 break;
@@ -252,6 +264,7 @@ impl Core {
             }
             Output::Signal { to, signal } => state.signals.push((to, signal)),
             Output::Lisp { to, from, octets } => state.messages.push((to, from, octets)),
+            Output::Transient(change) => paths::apply(state, &change),
             Output::Encap(change) => state.encap_changes.push(change),
             Output::Note(note) => {
                 if let Some(store) = &mut state.store {

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use super::core::{Core, State};
-use super::mapping_gauges;
+use super::{mapping_gauges, paths};
 use crate::metrics::{
     AttachType, BgpMessage, BgpState, Direction, DropReason, FamilyLabel, FibKind, FibOp,
     HandoverResult, Metrics, Mode, NotificationCode, Phase, Protocol, Rib, Role, RouteOrigin,
@@ -18,13 +18,15 @@ use crate::proto::bgp::speaker::{MessageCounts, NeighborView};
 use crate::types::seam::{LeaveReason, Sighting};
 use crate::types::{Family, Instant};
 
-const SIGHTINGS: [Sighting; 7] = [
+const SIGHTINGS: [Sighting; 9] = [
     Sighting::Arp,
     Sighting::NeighborSolicitation,
     Sighting::NeighborAdvertisement,
     Sighting::RouterSolicitation,
     Sighting::Packet,
     Sighting::Api,
+    Sighting::Report,
+    Sighting::MapRegister,
     Sighting::Restart,
 ];
 const LEAVES: [LeaveReason; 5] = [
@@ -46,6 +48,7 @@ pub async fn run(core: Rc<Core>) {
         core.metrics.health.beat();
         let mut state = core.state.borrow_mut();
         copy(&state, &core.metrics, core.now());
+        paths::copy(&state, &core.metrics);
         mapping_gauges::copy(&mut state, &mut tables, &core.metrics);
     }
 }

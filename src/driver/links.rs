@@ -18,7 +18,8 @@ use super::core::Core;
 use super::tls::{self, TlsConfig};
 
 type Stream = TlsStream<TcpStream>;
-use crate::proto::cxtp::{self, Peer, PeerConfig, Role, SendRefused};
+use crate::node::Greeting;
+use crate::proto::cxtp::{self, Peer, PeerConfig, SendRefused};
 use crate::types::transfer::Signal;
 use crate::types::{AnchorId, Instant};
 
@@ -35,6 +36,8 @@ struct Link {
     /// The writer of the stream in use.
     wake: Rc<Notify>,
     connected: bool,
+    /// The last time that it came up or went down; the start before that.
+    since: Instant,
     last_error: Option<String>,
 }
 
@@ -52,18 +55,21 @@ pub struct LinkView {
     pub anchor: AnchorId,
     pub name: String,
     pub up: bool,
+    pub since: Instant,
     pub last_error: Option<String>,
     pub counters: cxtp::Counters,
 }
 
 impl Links {
-    pub fn add(&mut self, own: AnchorId, own_role: Role, peer: AnchorId, name: &str, seed: u64) {
+    pub fn add(&mut self, config: PeerConfig, name: &str, seed: u64) {
+        let peer = config.peer;
         let link = Link {
-            machine: Peer::new(PeerConfig::new(own, own_role, peer), seed ^ u64::from(peer.0)),
+            machine: Peer::new(config, seed ^ u64::from(peer.0)),
             name: name.to_owned(),
             stream: 0,
             wake: Rc::new(Notify::new()),
             connected: false,
+            since: Instant::ZERO,
             last_error: None,
         };
         self.all.insert(peer, link);
@@ -100,6 +106,7 @@ impl Links {
             anchor,
             name: link.name.clone(),
             up: link.machine.role().is_some(),
+            since: link.since,
             last_error: link.last_error.clone(),
             counters: link.machine.counters(),
         };
@@ -168,20 +175,28 @@ impl Core {
         let pending = std::mem::take(&mut self.state.borrow_mut().links.pending);
         for (peer, output) in pending {
             match output {
-                cxtp::Output::Up { .. } => {
+                cxtp::Output::Up { path_end, .. } => {
                     tracing::info!(%peer, "context transfer link is up");
-                    self.turn(|node, now, out| node.handle_peer_link(peer, true, now, out));
+                    let now = self.now();
+                    if let Some(link) = self.state.borrow_mut().links.all.get_mut(&peer) {
+                        link.since = now;
+                    }
+                    self.turn(|node, now, out| {
+                        node.handle_peer_link(peer, Some(Greeting { path_end }), now, out);
+                    });
                 }
                 cxtp::Output::Down(reason) => {
                     tracing::warn!(%peer, %reason, "context transfer link is down");
+                    let now = self.now();
                     let mut state = self.state.borrow_mut();
                     if let Some(link) = state.links.all.get_mut(&peer) {
                         link.connected = false;
+                        link.since = now;
                         link.last_error = Some(reason.to_string());
                         link.wake.notify_one();
                     }
                     drop(state);
-                    self.turn(|node, now, out| node.handle_peer_link(peer, false, now, out));
+                    self.turn(|node, now, out| node.handle_peer_link(peer, None, now, out));
                 }
                 cxtp::Output::Signal(signal) => {
                     self.turn(|node, now, out| node.handle_signal(peer, signal, now, out));

@@ -19,13 +19,13 @@ use crate::config::{self, Checked, Encapsulation, IngressPolicy, LispAlgorithm, 
 use crate::dataplane::ebpf::{self, Ebpf, Hook, Role};
 use crate::dataplane::encap::Encapsulator;
 use crate::dataplane::encap::gpe::{self, Gpe};
-use crate::dataplane::netlink::tunnel_protocol;
+use crate::dataplane::netlink::{ENCAP_RULE, Tunnels, tunnel_protocol};
 use crate::dataplane::tun;
 use crate::gateway::Ingress;
 use crate::node::lisp::{Lisp, LispConfig, Stored, read_note};
 use crate::proto::lisp::server::{
-    Itr as Subscriber, MapServer, ProxyReply, SecuredItr, Security, SecurityConfig, ServerConfig,
-    ServerLimits, Site,
+    Itr as Subscriber, MapServer, ProxyReply, Rate, SecuredItr, Security, SecurityConfig,
+    ServerConfig, ServerLimits, Site,
 };
 use crate::proto::lisp::xtr::{
     self, Etr, EtrConfig, Itr, ItrConfig, MobilePrefix, Persist, Policy, ProbeConfig,
@@ -64,13 +64,29 @@ fn read_secret(path: &Path) -> Result<Secret, RunError> {
     Ok(Secret::new(line.as_bytes().to_vec()))
 }
 
-fn key_chain(key: &config::LispKey) -> Result<KeyChain, RunError> {
+fn lisp_key(key: &config::LispKey) -> Result<LispKey, RunError> {
     let algorithm = match key.algorithm {
         LispAlgorithm::Sha256 => Algorithm::Sha256_128,
         LispAlgorithm::Hkdf => Algorithm::Hkdf,
         LispAlgorithm::Sha1 => Algorithm::Sha1_96,
     };
-    Ok(KeyChain::new(key.id, LispKey::new(read_secret(&key.file)?, algorithm)))
+    Ok(LispKey::new(read_secret(&key.file)?, algorithm))
+}
+
+fn key_chain(key: &config::LispKey, others: &[config::LispKey]) -> Result<KeyChain, RunError> {
+    let mut chain = KeyChain::new(key.id, lisp_key(key)?);
+    for other in others {
+        chain = chain.accept(other.id, lisp_key(other)?);
+    }
+    Ok(chain)
+}
+
+/// The secrets of a party, the one in use first.
+fn one_time_secrets(
+    key: &config::LispKey,
+    others: &[config::LispKey],
+) -> Result<Vec<Security>, RunError> {
+    std::iter::once(key).chain(others).map(|key| one_time_secret(key.id, &key.file)).collect()
 }
 
 /// The secret of a key, to wrap one-time keys with (RFC 9303).
@@ -196,8 +212,8 @@ fn server_config(
             anchor: site.anchor_id,
             site_id: Some(site.site_id),
             xtr_ids: Vec::new(),
-            keys: key_chain(&site.key)?,
-            security: Some(one_time_secret(site.key.id, &site.key.file)?),
+            keys: key_chain(&site.key, &site.also_accept)?,
+            security: one_time_secrets(&site.key, &site.also_accept)?,
             eid_prefixes: site.prefixes.iter().map(|&p| (lisp.iid, p)).collect(),
             accept_more_specifics: true,
             proxy_reply: ProxyReply::AsAsked,
@@ -207,7 +223,7 @@ fn server_config(
     let mut secured = Vec::new();
     for itr in &server.itrs {
         let key = one_time_secret(itr.key.id, &itr.key.file)?;
-        independent(&key, sites.iter().filter_map(|s| s.security.as_ref()), &itr.key.file)?;
+        independent(&key, sites.iter().flat_map(|s| &s.security), &itr.key.file)?;
         secured.push(SecuredItr { xtr_id: itr.xtr_id, key, rlocs: itr.rlocs.clone() });
     }
     let security = SecurityConfig {
@@ -220,7 +236,7 @@ fn server_config(
         itrs.push(Subscriber {
             xtr_id: subscriber.xtr_id,
             site_id: None,
-            keys: key_chain(&subscriber.key)?,
+            keys: key_chain(&subscriber.key, &subscriber.also_accept)?,
             rlocs: subscriber.rlocs.clone(),
             configured: Vec::new(),
             may_change: true,
@@ -238,7 +254,11 @@ fn server_config(
         outside_ttl_min: 15,
         unregistered_ttl_min: 1,
         temporary_subscription: TEMPORARY_SUBSCRIPTION,
-        limits: ServerLimits::default(),
+        limits: ServerLimits {
+            requests_per_source: server.requests_per_source.map(Rate::each_second),
+            requests_per_eid: server.requests_per_eid.map(Rate::each_second),
+            ..ServerLimits::default()
+        },
         seed,
         first_nonce,
         warm_up: WARM_UP,
@@ -252,7 +272,7 @@ fn etr_config(
 ) -> Result<EtrConfig, RunError> {
     let mut servers = Vec::new();
     for server in lisp.map_servers.iter().filter(|s| s.register) {
-        let keys = Arc::new(key_chain(&server.key)?);
+        let keys = Arc::new(key_chain(&server.key, &server.also_accept)?);
         servers.push(xtr::MapServer { addr: server.address, keys });
     }
     let mut nonce_below = first_nonce;
@@ -280,10 +300,13 @@ fn etr_config(
     })
 }
 
-/// What one-time keys are wrapped with for us as an ETR: the key that we register with.
+/// What one-time keys are wrapped with for us as an ETR: the keys that we register with.
 fn etr_keys(lisp: &config::Lisp) -> Result<Vec<Security>, RunError> {
-    let servers = lisp.map_servers.iter().filter(|server| server.register);
-    servers.map(|server| one_time_secret(server.key.id, &server.key.file)).collect()
+    let mut secrets = Vec::new();
+    for server in lisp.map_servers.iter().filter(|server| server.register) {
+        secrets.extend(one_time_secrets(&server.key, &server.also_accept)?);
+    }
+    Ok(secrets)
 }
 
 fn itr_keys(lisp: &config::Lisp) -> Result<Option<BTreeMap<IpAddr, Security>>, RunError> {
@@ -300,7 +323,7 @@ fn itr_keys(lisp: &config::Lisp) -> Result<Option<BTreeMap<IpAddr, Security>>, R
 
 fn itr_config(lisp: &config::Lisp, stored: &[Persist]) -> Result<ItrConfig, RunError> {
     let keys = match lisp.map_servers.first() {
-        Some(server) => Some(Arc::new(key_chain(&server.key)?)),
+        Some(server) => Some(Arc::new(key_chain(&server.key, &server.also_accept)?)),
         None => None,
     };
     let policy = |policy| match (policy, &keys) {
@@ -349,6 +372,7 @@ pub fn open_encap(
         return Ok(None);
     }
     super::setup::check_rights(false)?;
+    set_home_routes(config)?;
     let engine = |used_for| tun::Config {
         used_for,
         iid: Some(lisp.iid),
@@ -356,6 +380,7 @@ pub fn open_encap(
         source6: lisp.rloc.ipv6,
         underlay_mtu: u16::try_from(lisp.mtu).unwrap_or(u16::MAX),
         hold: tun::HoldLimits::default(),
+        first_packets: lisp.ingress.iter().map(first_packets).collect(),
     };
     let open_tun = |used_for, makes_routes: bool| {
         let mut settings = Settings::new(engine(used_for));
@@ -363,6 +388,7 @@ pub fn open_encap(
         if let Some(routes) = &mut settings.routes {
             routes.protocol = config.kernel.protocol;
         }
+        settings.around.protocol = config.kernel.protocol;
         Tun::open(&settings).map_err(RunError::io("the TUN device of the encapsulating data plane"))
     };
     let other =
@@ -370,6 +396,8 @@ pub fn open_encap(
     let plane: Box<dyn Encapsulator> = match lisp.encapsulation {
         Encapsulation::Tun => Box::new(open_tun(tun::Use::Encapsulate, true)?),
         Encapsulation::Gpe => {
+            let mut first = lisp.ingress.iter().map(|i| i.first_packets);
+            let triangle = first.any(|first| first == config::FirstPackets::Triangle);
             let options = gpe::Options {
                 ipv4: lisp.rloc.ipv4,
                 ipv6: lisp.rloc.ipv6,
@@ -377,6 +405,8 @@ pub fn open_encap(
                 iid: lisp.iid,
                 punt: Some(DEVICE.to_owned()),
                 protocol: tunnel_protocol(config.kernel.protocol),
+                // Such packets must find the routes of others without ours.
+                rule: triangle.then_some(ENCAP_RULE),
                 ..gpe::Options::default()
             };
             // Its own routes lead to the device.
@@ -400,6 +430,41 @@ fn hook(configured: LispHook, role: Role) -> Hook {
         (LispHook::Xdp, Role::Inside | Role::Underlay) => Hook::Xdp,
         (LispHook::Xdp, Role::Punt) | (LispHook::Tc, _) => Hook::Tc,
     }
+}
+
+/// What comes out of a tunnel for an address of our own pools that nobody has attached would take our
+/// default route, and come back from a core that routes the pool to us, until its TTL is over. So our
+/// pools lead nowhere, where no other route of ours or of anybody says more.
+fn set_home_routes(config: &Checked) -> Result<(), RunError> {
+    /// The last of all routes of a prefix.
+    const METRIC: u32 = u32::MAX;
+    let failed = |error: String| {
+        RunError::io("routes for addresses of our pools that nobody has")(io::Error::other(error))
+    };
+    let Ok(table) = u8::try_from(config.kernel.table) else {
+        tracing::warn!(
+            table = config.kernel.table,
+            "packets for addresses of our pools that nobody has attached take the ordinary routes: kernel.table is above 255"
+        );
+        return Ok(());
+    };
+    let own = config.node.anchor_id;
+    let pools = config.mobility.as_ref().map(|m| m.pools.as_slice()).unwrap_or_default();
+    let delivers = config.mobility.as_ref().is_some_and(|m| m.fe_e != Locator::default());
+    let ours = pools.iter().filter(|p| delivers && p.home == Some(own));
+    let wanted: Vec<Prefix> = ours.map(|p| p.prefix).collect();
+    let mut tunnels =
+        Tunnels::open(config.kernel.protocol).map_err(|error| failed(error.to_string()))?;
+    tunnels.set_blackholes(table, METRIC, &wanted).map_err(|error| failed(error.to_string()))
+}
+
+fn first_packets(ingress: &config::Ingress) -> (Prefix, tun::FirstPackets) {
+    let first = match ingress.first_packets {
+        config::FirstPackets::Hold => tun::FirstPackets::Hold,
+        config::FirstPackets::Triangle => tun::FirstPackets::Triangle,
+        config::FirstPackets::Drop => tun::FirstPackets::Drop,
+    };
+    (ingress.prefix, first)
 }
 
 /// Loads the programs, and attaches them to the interfaces of the configuration and to the device

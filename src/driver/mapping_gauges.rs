@@ -149,7 +149,7 @@ fn copy_server(server: &MapServer, m: &LispMetrics) {
 
 /// One that is refused or waits somewhere is not confirmed, whatever other servers say.
 fn registration_state(view: &RegistrationView) -> Registration {
-    let has = |state| view.servers.iter().any(|(_, s)| *s == state);
+    let has = |state| view.servers.iter().any(|at| at.state == state);
     match () {
         () if has(RegistrationState::Refused) => Registration::Refused,
         () if has(RegistrationState::Queued) || has(RegistrationState::Sent) => {
@@ -366,6 +366,7 @@ fn copy_encap(state: &mut State, metrics: &Metrics) {
     path(EncapPath::Encapsulated, totals.encapsulated);
     path(EncapPath::Decapsulated, totals.decapsulated);
     path(EncapPath::Late, totals.late);
+    path(EncapPath::Around, totals.around);
     for (reason, n) in DropReason::ALL.into_iter().zip(totals.dropped) {
         raise(m.dropped.get(reason.into()), n);
     }

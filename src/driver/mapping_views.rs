@@ -11,15 +11,15 @@ use crate::api::lisp_views::{
 use crate::api::views::Page;
 use crate::api::{ApiError, ErrorCode, Paging};
 use crate::node::lisp::Lisp;
-use crate::proto::lisp::server::XtrName;
+use crate::proto::lisp::server::{LookupView as ServedView, XtrName};
 use crate::proto::lisp::xtr::{
-    CachedMapping, ProbeState, RegistrationState, SubscriptionState as ClientState,
+    CachedMapping, Miss, ProbeState, RegistrationState, SubscriptionState as ClientState,
 };
 use crate::types::lisp::{
     EntryAction, GroupPath, InstanceId, MapVersion, NegativeAction, Rloc, RlocSet,
 };
 use crate::types::{Instant, Prefix};
-use crate::wire::lisp::RlocRecord;
+use crate::wire::lisp::{Eid, RlocRecord};
 
 fn roles(state: &State) -> Result<&Lisp, ApiError> {
     state.node.lisp.as_ref().ok_or_else(|| {
@@ -77,6 +77,13 @@ fn records(all: &[RlocRecord]) -> Vec<RlocView> {
     all.iter().filter_map(view).collect()
 }
 
+fn prefix_of(eid: &Eid) -> Option<Prefix> {
+    match *eid {
+        Eid::Prefix { prefix, .. } => Some(prefix),
+        Eid::None | Eid::SourceDestination { .. } | Eid::Other { .. } => None,
+    }
+}
+
 fn map_cache_line(lisp: &Lisp, eid: Prefix, m: &CachedMapping, now: Instant) -> MapCacheView {
     MapCacheView {
         instance_id: m.iid.0,
@@ -108,6 +115,16 @@ pub fn map_cache(
     Ok(Page { items, next: next.flatten() })
 }
 
+/// How many packets each of these entries has carried, where the data plane counts them.
+pub fn count(state: &mut State, items: &mut [MapCacheView]) {
+    let Some(plane) = &mut state.encap else { return };
+    for item in items {
+        let count = plane.plane_mut().count(item.eid);
+        item.packets = count.map(|c| c.packets);
+        item.octets = count.map(|c| c.octets);
+    }
+}
+
 pub fn registrations(
     state: &State,
     paging: &Paging,
@@ -125,6 +142,7 @@ pub fn registrations(
             RegistrationView {
                 instance_id: r.iid.0,
                 eid: r.prefix,
+                source: r.source,
                 rlocs: match bound {
                     Some(binding) => rlocs(lisp, &RlocSet::from(&binding.fe_e)),
                     None => records(r.rlocs),
@@ -138,7 +156,7 @@ pub fn registrations(
                     XtrName::Id(id) => id.to_string(),
                     XtrName::Source(addr) => addr.to_string(),
                 }),
-                left_s: r.remaining.map_or(0, |d| d.as_secs()),
+                left_s: r.remaining.map(|d| d.as_secs()),
             }
         });
         return Ok(Page { items: items.collect(), next: next.map(|n| n.to_string()) });
@@ -159,8 +177,8 @@ pub fn registrations(
     let next = next.map(|r| format!("{}!{}", r.iid.0, r.prefix));
     let mut items = Vec::new();
     for r in page {
-        for (server, registration) in &r.servers {
-            let word = match registration {
+        for at in &r.servers {
+            let word = match at.state {
                 _ if r.withdrawn => "withdrawing",
                 RegistrationState::Queued | RegistrationState::Sent => "pending",
                 RegistrationState::Confirmed => "confirmed",
@@ -169,14 +187,15 @@ pub fn registrations(
             items.push(RegistrationView {
                 instance_id: r.iid.0,
                 eid: r.prefix,
+                source: None,
                 rlocs: rlocs(lisp, &r.rlocs),
                 version: r.version.0,
                 state: word.to_owned(),
-                with: Some(server.to_string()),
+                with: Some(at.server.to_string()),
                 anchor: Some(state.node.own()),
                 generation: state.node.location.find(r.prefix).map(|b| b.generation),
                 xtr_id: None,
-                left_s: 0,
+                left_s: at.refresh_at.map(|at| (at - now).as_secs()),
             });
         }
     }
@@ -207,7 +226,7 @@ pub fn subscriptions(state: &State, now: Instant) -> Result<Vec<SubscriptionView
                 }
                 .to_owned(),
                 nonce: s.nonce,
-                outstanding: 0,
+                outstanding: Some(s.outstanding as u64),
             }
         }));
     }
@@ -230,7 +249,7 @@ pub fn subscriptions(state: &State, now: Instant) -> Result<Vec<SubscriptionView
                 }
                 .to_owned(),
                 nonce: s.nonce,
-                outstanding: 0,
+                outstanding: None,
             }
         }));
     }
@@ -258,43 +277,54 @@ pub fn probes(state: &State) -> Result<Vec<ProbeView>, ApiError> {
         .collect())
 }
 
-/// What is known here; `asked` says whether a question is on its way.
-pub fn lookup(state: &State, eid: IpAddr, asked: bool) -> Result<LookupView, ApiError> {
+/// What is known here; `miss` says what became of the question, where one is asked.
+pub fn lookup(state: &State, eid: IpAddr, miss: Option<Miss>) -> Result<LookupView, ApiError> {
     let lisp = roles(state)?;
     let iid = lisp.config.iid;
     let view = |source: &str| LookupView {
         instance_id: iid.0,
         eid,
         source: source.to_owned(),
+        why: None,
         prefix: None,
+        registered: None,
+        site: None,
         rlocs: Vec::new(),
         action: None,
         version: 0,
     };
-    if lisp.server.is_some() {
-        if let Some(binding) = state.node.location.find_longest(eid) {
-            return Ok(LookupView {
-                prefix: Some(binding.prefix),
-                rlocs: rlocs(lisp, &RlocSet::from(&binding.fe_e)),
-                version: MapVersion::of_generation(binding.generation).0,
-                ..view("here")
-            });
-        }
-        return Ok(view("here"));
+    if let Some(found) = state.node.served(Prefix::host(eid)) {
+        let record = &found.record;
+        return Ok(LookupView {
+            prefix: prefix_of(&record.eid),
+            registered: found.registered,
+            site: found.site.map(str::to_owned),
+            rlocs: records(&record.rlocs),
+            action: record.rlocs.is_empty().then(|| action_word(record.action).to_owned()),
+            version: record.version.0,
+            ..view("here")
+        });
     }
     let itr =
         lisp.xtr.itr.as_ref().ok_or_else(|| not_configured("no ingress is configured here"))?;
-    Ok(match itr.lookup(Prefix::host(eid)) {
-        Some((prefix, mapping)) => LookupView {
+    if let Some((prefix, mapping)) = itr.lookup(Prefix::host(eid)) {
+        return Ok(LookupView {
             prefix: Some(prefix),
             rlocs: rlocs(lisp, &mapping.rlocs),
             action: mapping.rlocs.is_empty().then(|| action_word(mapping.action).to_owned()),
             version: mapping.version.0,
             ..view("cache")
-        },
-        None if asked => view("asked"),
-        None => view("cache"),
-    })
+        });
+    }
+    let why = match miss {
+        Some(Miss::Asked | Miss::AskedAlready | Miss::Known) | None => return Ok(view("asked")),
+        Some(Miss::NotMobile) => "it is in no [[lisp.ingress]] prefix",
+        Some(Miss::Default) => "the policy of its [[lisp.ingress]] prefix is \"default\"",
+        Some(Miss::Held) => "nobody answers; it is asked again 30 s after the last question",
+        Some(Miss::Full) => "too many questions are without an answer",
+        Some(Miss::NoResolver) => "there is no map-resolver that can be asked",
+    };
+    Ok(LookupView { why: Some(why.to_owned()), ..view("not-asked") })
 }
 
 /// Which back end leads where for a prefix, and why.
@@ -353,6 +383,9 @@ pub fn explain(state: &State, prefix: Prefix, now: Instant) -> ExplainView {
         }
     }
     if let Some(lisp) = &node.lisp {
+        if let Some(found) = node.served(prefix) {
+            explain_served(&found, prefix, &mut back_end, &mut why);
+        }
         explain_lisp(lisp, prefix, now, &mut back_end, &mut why);
     }
     if let Some(delivery) = node.egress.find(prefix) {
@@ -361,7 +394,46 @@ pub fn explain(state: &State, prefix: Prefix, now: Instant) -> ExplainView {
         back_end("egress", prefix, format!("delivered on {name} to {}", delivery.attachment.mac));
         why.push("It is attached here: delivery is preferred to everything else.".to_owned());
     }
-    ExplainView { prefix, binding: binding.map(|b| views::session(state, b, now)), back_ends, why }
+    let binding = views::sessions(state, binding.into_iter(), now).pop();
+    ExplainView { prefix, binding, back_ends, why }
+}
+
+/// What the map-server here answers.
+fn explain_served(
+    found: &ServedView<'_>,
+    prefix: Prefix,
+    back_end: &mut impl FnMut(&str, Prefix, String),
+    why: &mut Vec<String>,
+) {
+    let record = &found.record;
+    let told = prefix_of(&record.eid).unwrap_or(prefix);
+    let locators = records(&record.rlocs);
+    let mut to = match locators.is_empty() {
+        true => action_word(record.action).to_owned(),
+        false => {
+            let text = |r: &RlocView| format!("{} {}/{}", r.address, r.priority, r.weight);
+            locators.iter().map(text).collect::<Vec<_>>().join(", ")
+        }
+    };
+    if record.version != MapVersion::NULL {
+        to.push_str(&format!(", version {}", record.version.0));
+    }
+    if let Some(site) = found.site {
+        to.push_str(&format!(", of {site}"));
+    }
+    back_end("map-server", found.registered.unwrap_or(told), to);
+    why.push(match (found.registered, found.is_mobile) {
+        (None, _) => format!("Nothing is registered there: Map-Requests are told so of {told}."),
+        (Some(_), true) => format!(
+            "Map-Requests are answered from the location database, and {} subscribers are told.",
+            found.subscribers
+        ),
+        (Some(registered), false) if registered != told => format!(
+            "Map-Requests are answered for {told}: in the rest of {registered} others are \
+             registered, too."
+        ),
+        (Some(_), false) => format!("{} subscribers are told of changes.", found.subscribers),
+    });
 }
 
 fn explain_lisp(
@@ -376,10 +448,13 @@ fn explain_lisp(
         text.collect::<Vec<_>>().join(", ")
     };
     if let Some(etr) = &lisp.xtr.etr
-        && let Some((rlocs, version)) = etr.registrar.find(lisp.config.iid, prefix)
+        && let Some((registered, rlocs, version)) = etr.registrar.find(lisp.config.iid, prefix)
     {
-        let to = format!("{}, version {}", set(rlocs), version.0);
-        back_end("lisp-registration", prefix, to);
+        let mut to = set(rlocs);
+        if version != MapVersion::NULL {
+            to.push_str(&format!(", version {}", version.0));
+        }
+        back_end("lisp-registration", registered, to);
     }
     if let Some(itr) = &lisp.xtr.itr
         && let Some((found, mapping)) = itr.lookup(prefix)

@@ -20,12 +20,14 @@ mod mapping_gauges;
 mod mapping_views;
 pub mod monitor;
 pub mod packet;
+mod paths;
 pub mod requests;
 pub mod setup;
 pub mod store;
 pub mod stream;
 pub mod tcp;
 pub mod tls;
+pub mod transient;
 mod views;
 
 use std::rc::Rc;
@@ -89,6 +91,7 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
     let core = Core::new(state, clock, Arc::clone(&metrics));
     // From here on everything runs in turns. The order: access links, since what the store had is
     // attached to them; the store; the neighbours; then the world may come in.
+    paths::start(&core, config)?;
     core.turn_kernel(|forwarding, now, events| {
         let filter = config.access.iter().any(|a| a.uplink_filter);
         forwarding.set_access(setup::access_links(config), filter, now, events);
@@ -121,6 +124,7 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
     tokio::task::spawn_local(gauges::run(Rc::clone(&core)));
     tokio::task::spawn_local(mapping::run_control(Rc::clone(&core)));
     tokio::task::spawn_local(mapping::run_encap(Rc::clone(&core)));
+    tokio::task::spawn_local(paths::run(Rc::clone(&core)));
     if core.state.borrow().encap.is_some() {
         tokio::task::spawn_local(mapping::run_used(Rc::clone(&core)));
     }

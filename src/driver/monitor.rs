@@ -47,7 +47,7 @@ fn view(event: &Event, own: AnchorId, holder: AnchorId) -> Option<View> {
     let (by, why) = match event.detail {
         Detail::By(by) => (Some(by), None),
         Detail::Why(why) => (None, Some(why)),
-        Detail::None | Detail::Text(_) => (None, None),
+        Detail::None | Detail::Mapping(_) | Detail::Text(_) => (None, None),
     };
     Some(match event.phase {
         Phase::Bound => match event.peer {
@@ -81,6 +81,11 @@ fn view(event: &Event, own: AnchorId, holder: AnchorId) -> Option<View> {
         | Phase::MappingGone
         | Phase::FirstPacket
         | Phase::ConfirmSent
+        | Phase::Gated
+        | Phase::Holding
+        | Phase::Forwarding
+        | Phase::Flushed
+        | Phase::PathEnded
         | Phase::NewerClaim
         | Phase::Reasserted
         | Phase::Released

@@ -54,8 +54,16 @@ impl Core {
             Request::Move(request) => self.move_node(&request),
             Request::ContextPut(context) => self.put_context(&context),
             Request::Lookup(eid) => {
-                let asked = self.turn(|node, now, out| node.look_up(eid, now, out));
-                mapping_views::lookup(&self.state.borrow(), eid, asked).map(Reply::Lookup)
+                let miss = self.turn(|node, now, out| node.look_up(eid, now, out));
+                mapping_views::lookup(&self.state.borrow(), eid, miss).map(Reply::Lookup)
+            }
+            Request::MapCache(paging) => {
+                let now = self.now();
+                let page = mapping_views::map_cache(&self.state.borrow(), &paging, now);
+                page.map(|mut page| {
+                    mapping_views::count(&mut self.state.borrow_mut(), &mut page.items);
+                    Reply::MapCache(page)
+                })
             }
             question => {
                 let now = self.now();
@@ -114,6 +122,7 @@ impl Core {
                 .map(|p| ContextPrefix { prefix: p.prefix, home: p.home, lifetime_s: p.lifetime_s })
                 .collect(),
             attributes: views::attributes_from(&view.attributes)?,
+            path: None,
         };
         self.turn(|node, now, out| node.put_context(&context, now, out))?;
         self.accepted(&view.mn)
@@ -146,8 +155,23 @@ fn ask(state: &State, request: Request, clock: &Clock, now: Instant) -> Answered
         Request::Sessions(paging) => {
             let page = node.location.page(cursor(&paging)?, paging.limit);
             Ok(Reply::Sessions(Page {
-                items: page.bindings.iter().map(|b| views::session(state, b, now)).collect(),
+                items: views::sessions(state, page.bindings.iter().copied(), now),
                 next: page.next.map(|n| n.to_string()),
+            }))
+        }
+        Request::Paths(paging) => {
+            let transient = state.transient.as_ref().ok_or_else(|| {
+                let what = "packets wait nowhere here: there is no [transient]";
+                ApiError::new(ErrorCode::NotConfigured, what)
+            })?;
+            let after = paging.cursor.as_deref().map(str::parse).transpose().map_err(|_| {
+                ApiError::new(ErrorCode::BadRequest, "not a cursor of this listing")
+            })?;
+            let found = transient.paths(after, paging.limit);
+            let next = (found.len() == paging.limit).then(|| found.last()).flatten();
+            Ok(Reply::Paths(Page {
+                next: next.map(|path| path.prefix.to_string()),
+                items: found.iter().map(|path| views::path(state, path, transient.now())).collect(),
             }))
         }
         Request::Session(target) => {
@@ -155,11 +179,8 @@ fn ask(state: &State, request: Request, clock: &Clock, now: Instant) -> Answered
                 Target::Mn(mn) => node.location.prefixes_of(mn).to_vec(),
                 Target::Prefix(p) => vec![*p],
             };
-            let found: Vec<_> = prefixes
-                .iter()
-                .filter_map(|&p| node.location.find(p))
-                .map(|b| views::session(state, b, now))
-                .collect();
+            let bound = prefixes.iter().filter_map(|&p| node.location.find(p));
+            let found = views::sessions(state, bound, now);
             if found.is_empty() {
                 let what = match target {
                     Target::Mn(mn) => format!("no mobile node {mn} here"),
@@ -176,9 +197,6 @@ fn ask(state: &State, request: Request, clock: &Clock, now: Instant) -> Answered
             Ok(Reply::FibRoutes(Page { items, next: next.map(|n| n.to_string()) }))
         }
         Request::Trace(mn) => Ok(Reply::Trace(views::traces(state, &mn, clock))),
-        Request::MapCache(paging) => {
-            mapping_views::map_cache(state, &paging, now).map(Reply::MapCache)
-        }
         Request::Registrations(paging) => {
             mapping_views::registrations(state, &paging, now).map(Reply::Registrations)
         }
@@ -193,6 +211,7 @@ fn ask(state: &State, request: Request, clock: &Clock, now: Instant) -> Answered
         | Request::Detach(_)
         | Request::Move(_)
         | Request::ContextPut(_)
+        | Request::MapCache(_)
         | Request::Lookup(_) => Err(ApiError::new(ErrorCode::BadRequest, "not a question")),
     }
 }

@@ -15,6 +15,7 @@ use super::store::{Loaded, Record, Store, StoredBinding};
 use super::tls::{TlsConfig, TlsFiles};
 use super::{bgp, mapping, stream, tcp};
 use crate::anchor::{self, Anchor};
+use crate::auth::PathSecret;
 use crate::config::{self, Checked, Filter, Mode, Role};
 use crate::dataplane::Forwarding;
 use crate::dataplane::netlink::{AccessLink, Options};
@@ -22,7 +23,7 @@ use crate::iec::Scope;
 use crate::location::Pool;
 use crate::mctx::{Mctx, MctxConfig, Trust};
 use crate::node::lisp::Lisp;
-use crate::node::{Aggregate, Node, NodeConfig};
+use crate::node::{Aggregate, Node, NodeConfig, TransientConfig};
 use crate::proto::bgp::policy::{ExportPolicy, ImportPolicy, PrefixFilter, PrefixRule};
 use crate::proto::bgp::rib::{PeerKind, RibConfig};
 use crate::proto::bgp::session::{GracefulRestart, Md5Key, SessionConfig, Transport};
@@ -30,6 +31,7 @@ use crate::proto::bgp::speaker::{NeighborConfig, Speaker, SpeakerConfig};
 use crate::proto::cxtp;
 use crate::proto::nd::{AdvertisedPrefix, Advertisement, LinkConfig};
 use crate::types::seam::{Attachment, IfIndex};
+use crate::types::transient::PathEnd;
 use crate::types::{AnchorId, Binding, Claim, Instant, Lifetime, Prefix};
 
 /// The link-local address of every access link: hosts keep their default router when they move.
@@ -52,10 +54,20 @@ pub struct Parts {
 
 /// The only randomness of the daemon.
 pub fn random_seed() -> io::Result<u64> {
-    let mut octets = [0; 8];
+    random().map(u64::from_ne_bytes)
+}
+
+fn random<const N: usize>() -> io::Result<[u8; N]> {
+    let mut octets = [0; N];
     let mut file = std::fs::File::open("/dev/urandom")?;
     io::Read::read_exact(&mut file, &mut octets)?;
-    Ok(u64::from_ne_bytes(octets))
+    Ok(octets)
+}
+
+/// Where we take packets of transient paths, when we do.
+pub fn path_end(config: &Checked) -> Option<PathEnd> {
+    let section = config.transient.as_ref()?;
+    Some(PathEnd { locator: section.locator, port: section.port })
 }
 
 impl Parts {
@@ -83,7 +95,12 @@ impl Parts {
             let selection_deferral = (restarting && !neighbors.is_empty()).then_some(RECOVER_MAX);
             Speaker::new(SpeakerConfig { rib, seed, selection_deferral }, now)
         });
-        let node_config = node_config(config, seed);
+        let mut node_config = node_config(config, seed);
+        if let Some(PathEnd { locator, .. }) = path_end(config) {
+            let secret = random().map_err(RunError::io("cannot read random numbers"))?;
+            let secret = PathSecret::new(&secret);
+            node_config.transient = Some(TransientConfig { secret, locator });
+        }
         let mctx_config = MctxConfig {
             is_controller: matches!(node_config.scope, Some(Scope::Controller)),
             ..MctxConfig::new(own, trust(config))
@@ -228,6 +245,7 @@ fn node_config(config: &Checked, seed: u64) -> NodeConfig {
         settle_unconfirmed: mobility.map_or(Duration::ZERO, |m| m.settle_unconfirmed),
         prepare_max: mobility.map_or(Duration::ZERO, |m| m.prepare_max),
         recover_max: if config.bgp.is_some() { RECOVER_MAX } else { Duration::ZERO },
+        transient: None,
         seed,
     }
 }
@@ -372,7 +390,10 @@ fn make_links(config: &Checked, seed: u64) -> Links {
     let role = if is_controller { cxtp::Role::Controller } else { cxtp::Role::Anchor };
     let mut links = Links::default();
     for peer in linked(config) {
-        links.add(own, role, peer.anchor_id, &peer.name, seed);
+        let path_end = path_end(config);
+        let link =
+            cxtp::PeerConfig { path_end, ..cxtp::PeerConfig::new(own, role, peer.anchor_id) };
+        links.add(link, &peer.name, seed);
     }
     links
 }

@@ -587,7 +587,7 @@ mod tests {
             for event in links {
                 let (other, mut out) = (self.peer.peer(), Vec::new());
                 match event {
-                    cxtp::Output::Up { role } => {
+                    cxtp::Output::Up { role, .. } => {
                         self.mctx.handle_link_up(other, role.is_controller(), now, &mut out);
                     }
                     cxtp::Output::Signal(signal) => {
@@ -632,6 +632,7 @@ mod tests {
                 anchor: a,
                 prefixes: vec![ContextPrefix { prefix, home: Some(a), lifetime_s: Some(60) }],
                 attributes: vec![(1, vec![2, 3])],
+                path: None,
             };
             let mut out = Vec::new();
             pma.mctx.reply_context(prefix, to, sequence, Ok(context.clone()), now, &mut out);

@@ -1,24 +1,26 @@
 //! Views of the state for the API. They read, and never decide.
 
+use std::collections::BTreeMap;
 use std::net::IpAddr;
 
 use super::core::{Clock, State};
 use super::store::Store;
 use crate::api::views::{
     AttachmentView, AttributeView, BgpStatusView, ContextPrefixView, ContextView, EncapStatusView,
-    FibRouteView, KernelStatusView, LispStatusView, MobilityStatusView, NeighborFamilyView,
-    NeighborView, PeerView, RouteDetailView, RouteView, SessionView, StatusView, StepView,
-    TraceView, TransferView,
+    FibRouteView, KernelStatusView, LispStatusView, MappingMoveView, MobilityStatusView,
+    NeighborFamilyView, NeighborView, PathView, PeerView, RouteDetailView, RouteView, SessionView,
+    StatusView, StepView, TraceView, TransferView,
 };
 use crate::api::{ApiError, ErrorCode};
-use crate::dataplane::Kind;
+use crate::dataplane::{Kind, transient};
 use crate::iec::StageView;
 use crate::node::lisp::Lisp;
-use crate::node::timeline::{Event, Phase};
+use crate::node::timeline::{Detail, Event, Learnt, Phase};
 use crate::proto::bgp::rib::{self, PeerId};
 use crate::proto::bgp::session::SessionState;
 use crate::proto::lisp::server::MapServer;
 use crate::proto::lisp::xtr::Itr;
+use crate::types::lisp::MapVersion;
 use crate::types::seam::Context;
 use crate::types::{AnchorId, Binding, Family, Instant, MnId, Prefix};
 use crate::wire::bgp::{AsSegment, Attributes, Origin};
@@ -67,7 +69,7 @@ pub fn status(state: &State, now: Instant) -> StatusView {
         }),
         lisp: state.node.lisp.as_ref().map(|lisp| lisp_status(state, lisp)),
         kernel: kernel(state),
-        peers: peers(state),
+        peers: peers(state, now),
     }
 }
 
@@ -104,14 +106,14 @@ fn kernel(state: &State) -> KernelStatusView {
     }
 }
 
-fn peers(state: &State) -> Vec<PeerView> {
+fn peers(state: &State, now: Instant) -> Vec<PeerView> {
     let view = |link: super::links::LinkView| PeerView {
         name: link.name,
         anchor_id: link.anchor,
         role: if state.node.is_controller(link.anchor) { "controller" } else { "anchor" }.into(),
         address: None,
         state: if link.up { "up" } else { "connecting" }.into(),
-        since_s: 0,
+        since_s: (now - link.since).as_secs(),
         last_error: link.last_error,
     };
     state.links.views().into_iter().map(view).collect()
@@ -275,7 +277,40 @@ pub fn route_detail(state: &State, route: &rib::RouteView<'_>) -> RouteDetailVie
     }
 }
 
-pub fn session(state: &State, binding: &Binding, now: Instant) -> SessionView {
+pub fn path(state: &State, path: &transient::PathView, now: Instant) -> PathView {
+    PathView {
+        prefix: path.prefix,
+        mn: state.node.location.find(path.prefix).map(|binding| binding.mn.clone()),
+        state: match path.state {
+            transient::PathState::Hold => "hold",
+            transient::PathState::Forward => "forward",
+            transient::PathState::Gate => "gate",
+            transient::PathState::Closing => "closing",
+        }
+        .into(),
+        peer: path.peer,
+        since_ms: u64::try_from((now - path.since).as_millis()).unwrap_or(u64::MAX),
+        waiting: path.waiting,
+        waiting_octets: path.waiting_octets,
+        held: path.counts.held,
+        forwarded: path.counts.forwarded,
+        dropped: path.counts.dropped,
+        flows: path.flows,
+    }
+}
+
+/// Bindings as sessions; of those that are not here, the timeline knows since when.
+pub fn sessions<'a>(
+    state: &State,
+    bindings: impl Iterator<Item = &'a Binding> + Clone,
+    now: Instant,
+) -> Vec<SessionView> {
+    let elsewhere = bindings.clone().filter(|b| state.node.anchor.session(&b.mn).is_none());
+    let since = state.node.timeline.bound_since(elsewhere.map(|b| b.prefix).collect());
+    bindings.map(|b| session(state, b, since.get(&b.prefix).copied(), now)).collect()
+}
+
+fn session(state: &State, binding: &Binding, since: Option<Instant>, now: Instant) -> SessionView {
     let node = &state.node;
     let prefix = binding.prefix;
     let here = node.anchor.session(&binding.mn);
@@ -302,7 +337,7 @@ pub fn session(state: &State, binding: &Binding, now: Instant) -> SessionView {
             (true, _) => "claim",
         }
         .into(),
-        since_s: here.as_ref().map_or(0, |s| (now - s.since).as_secs()),
+        since_s: here.as_ref().map(|s| s.since).or(since).map(|at| (now - at).as_secs()),
         lifetime_s: binding.lifetime.remaining(now).map(|d| d.as_secs()),
         attachment: here.and_then(|s| {
             let attachment = s.attachment?;
@@ -421,12 +456,13 @@ const STEPS_MAX: usize = 64;
 const TRACES_MAX: usize = 50;
 
 /// The timelines of a node, newest first: one begins whenever the node is sighted, or is about to
-/// leave, or somebody asks for its context.
+/// leave, or somebody asks for its context; at an ingress router, whenever its mapping changes.
 pub fn traces(state: &State, mn: &MnId, clock: &Clock) -> Vec<TraceView> {
     let node = &state.node;
     let prefixes = node.location.prefixes_of(mn);
     let mut traces: Vec<Vec<&Event>> = Vec::new();
     for event in node.timeline.of(mn, prefixes) {
+        let is_mapping = |e: &Event| matches!(e.phase, Phase::MappingSet | Phase::MappingGone);
         let begins = matches!(
             event.phase,
             Phase::Sighted | Phase::MoveAnnounced | Phase::ContextSent | Phase::Restored
@@ -434,9 +470,11 @@ pub fn traces(state: &State, mn: &MnId, clock: &Clock) -> Vec<TraceView> {
         // v4 and v6 of one node arrive together: one handover.
         let goes_on = traces.last().is_some_and(|t| {
             let first = t[0];
+            let begins = begins || is_mapping(first) && is_mapping(event);
             t.len() < STEPS_MAX
                 && (!begins
                     || (event.phase == first.phase
+                        && event.prefix != first.prefix
                         && event.at - first.at < std::time::Duration::from_millis(100)))
         });
         match traces.last_mut().filter(|_| goes_on) {
@@ -444,26 +482,75 @@ pub fn traces(state: &State, mn: &MnId, clock: &Clock) -> Vec<TraceView> {
             None => traces.push(vec![event]),
         }
     }
-    let own = node.own();
-    traces.iter().rev().take(TRACES_MAX).map(|t| trace(mn, own, t, clock)).collect()
+    let mut views = Vec::new();
+    let mut leads_to = BTreeMap::new();
+    for events in &traces {
+        let first = events[0];
+        views.push(match (first.phase, first.detail) {
+            (Phase::MappingSet, Detail::Mapping(learnt)) => {
+                mapping_trace(mn, events, Some(learnt), &mut leads_to, clock)
+            }
+            (Phase::MappingGone, _) => mapping_trace(mn, events, None, &mut leads_to, clock),
+            _ => trace(state, mn, events, clock),
+        });
+    }
+    views.reverse();
+    views.truncate(TRACES_MAX);
+    views
 }
 
-fn trace(mn: &MnId, own: AnchorId, events: &[&Event], clock: &Clock) -> TraceView {
+/// What an ingress router has learnt, and when the first packet went that way.
+fn mapping_trace(
+    mn: &MnId,
+    events: &[&Event],
+    learnt: Option<Learnt>,
+    leads_to: &mut BTreeMap<Prefix, Option<IpAddr>>,
+    clock: &Clock,
+) -> TraceView {
+    let first = events[0];
+    let to = learnt.and_then(|l| l.rloc);
+    let mapping = MappingMoveView {
+        from: leads_to.insert(first.prefix, to).flatten(),
+        to,
+        version: learnt.map_or(0, |l| l.version.0),
+    };
+    TraceView {
+        mn: mn.clone(),
+        started_unix_us: clock.unix_us(first.at),
+        from: None,
+        to: None,
+        generation: first.generation,
+        kind: "mapping".into(),
+        mode: match learnt {
+            Some(Learnt { is_pushed: true, .. }) => "publication",
+            Some(Learnt { is_pushed: false, .. }) => "reply",
+            None => "none",
+        }
+        .into(),
+        result: "done".into(),
+        mapping: Some(mapping),
+        steps: events.iter().map(|e| step(first.at, e)).collect(),
+    }
+}
+
+fn trace(state: &State, mn: &MnId, events: &[&Event], clock: &Clock) -> TraceView {
+    let own = state.node.own();
     let first = events[0];
     let has = |phase| events.iter().any(|e| e.phase == phase);
     let peer = events.iter().find_map(|e| e.peer);
     let leaving = has(Phase::Transferred) || has(Phase::ContextSent) || has(Phase::MoveAnnounced);
+    let of = |phase| events.iter().find(|e| e.phase == phase).and_then(|e| e.peer);
     let (from, to) = match (leaving, has(Phase::Bound)) {
         (true, false) => (Some(own), peer),
         (_, true) => {
             // At a controller the sighting names the anchor, the binding the one before it.
-            let of = |phase| events.iter().find(|e| e.phase == phase).and_then(|e| e.peer);
             let from = of(Phase::Bound).or(of(Phase::ContextRequested));
             (from.or(of(Phase::ContextReceived)), Some(of(Phase::Sighted).unwrap_or(own)))
         }
-        (false, false) => (None, None),
+        (false, false) => (of(Phase::Left), None),
     };
-    let done = has(Phase::Announced) || has(Phase::AtHome) || has(Phase::Released);
+    let done = [Phase::Announced, Phase::AtHome, Phase::Released, Phase::Published, Phase::Left];
+    let home = state.node.pool_of(first.prefix).and_then(|(_, home)| home);
     TraceView {
         mn: mn.clone(),
         started_unix_us: clock.unix_us(first.at),
@@ -471,9 +558,9 @@ fn trace(mn: &MnId, own: AnchorId, events: &[&Event], clock: &Clock) -> TraceVie
         to,
         generation: events.iter().map(|e| e.generation).max().unwrap_or_default(),
         kind: match () {
-            () if leaving || has(Phase::Left) => "leave",
-            () if has(Phase::Bound) && peer.is_none() => "initial",
-            () if has(Phase::AtHome) => "return",
+            () if leaving || has(Phase::Left) && !has(Phase::Bound) => "leave",
+            () if has(Phase::Bound) && from.is_none() => "initial",
+            () if has(Phase::AtHome) || has(Phase::Bound) && to == home => "return",
             () => "handover",
         }
         .into(),
@@ -484,12 +571,13 @@ fn trace(mn: &MnId, own: AnchorId, events: &[&Event], clock: &Clock) -> TraceVie
             () => "none",
         }
         .into(),
-        result: match (done, has(Phase::Refused)) {
+        result: match (done.into_iter().any(has), has(Phase::Refused)) {
             (_, true) => "failed",
             (true, false) => "done",
             (false, false) => "running",
         }
         .into(),
+        mapping: None,
         steps: events.iter().map(|e| step(first.at, e)).collect(),
     }
 }
@@ -501,6 +589,15 @@ fn step(start: Instant, event: &Event) -> StepView {
     }
     if !event.detail.as_str().is_empty() {
         what.push(event.detail.as_str().to_owned());
+    }
+    if let Detail::Mapping(Learnt { version, rloc, .. }) = event.detail {
+        if version != MapVersion::NULL {
+            what.push(format!("version {}", version.0));
+        }
+        what.push(match rloc {
+            Some(rloc) => format!("to {rloc}"),
+            None => "no locators".to_owned(),
+        });
     }
     StepView {
         at_us: u64::try_from((event.at - start).as_micros()).unwrap_or(u64::MAX),

@@ -38,6 +38,7 @@ fn context(n: u8, generation: u32, anchor: AnchorId) -> Context {
         anchor,
         prefixes: vec![prefix(v4(n)), prefix(v6(n))],
         attributes: vec![(7, vec![n; 3])],
+        path: None,
     }
 }
 

@@ -93,6 +93,10 @@ label!(SightingLabel = "by" {
     RouterSolicitation = "router_solicitation",
     Packet = "packet",
     Api = "api",
+    /// A report of its anchor, at a controller.
+    Report = "report",
+    /// At a map-server.
+    MapRegister = "map_register",
     Restart = "restart",
 });
 label!(LeaveLabel = "reason" {
@@ -185,6 +189,8 @@ impl From<crate::types::seam::Sighting> for SightingLabel {
             Sighting::RouterSolicitation => Self::RouterSolicitation,
             Sighting::Packet => Self::Packet,
             Sighting::Api => Self::Api,
+            Sighting::Report => Self::Report,
+            Sighting::MapRegister => Self::MapRegister,
             Sighting::Restart => Self::Restart,
         }
     }

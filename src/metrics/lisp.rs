@@ -20,6 +20,7 @@ label!(
         Replay = "replay",
         PrefixNotAllowed = "prefix_not_allowed",
         EidKind = "eid_kind",
+        PairInPool = "pair_in_pool",
         StaleVersion = "stale_version",
         MovedAway = "moved_away",
         XtrLimit = "xtr_limit",
@@ -160,6 +161,8 @@ label!(EncapPath = "direction" {
     Decapsulated = "decapsulated",
     /// Taken out and put into a tunnel again: the node has left.
     Late = "late",
+    /// By the ordinary routes, while the mapping is asked for.
+    Around = "around",
 });
 label!(
     /// [`encap::DropReason`].
@@ -173,6 +176,7 @@ label!(
         TooBig = "too_big",
         TimeToLive = "time_to_live",
         Underlay = "underlay",
+        FirstPacket = "first_packet",
     }
 );
 label!(EncapRefusal = "reason" {
@@ -196,6 +200,7 @@ impl From<server::Refusal> for ServerRefusal {
             Refusal::Replay => Self::Replay,
             Refusal::PrefixNotAllowed => Self::PrefixNotAllowed,
             Refusal::EidKind => Self::EidKind,
+            Refusal::PairInPool => Self::PairInPool,
             Refusal::StaleVersion => Self::StaleVersion,
             Refusal::MovedAway => Self::MovedAway,
             Refusal::XtrLimit => Self::XtrLimit,
@@ -236,6 +241,7 @@ impl From<encap::DropReason> for EncapDrop {
             DropReason::TooBig => Self::TooBig,
             DropReason::TimeToLive => Self::TimeToLive,
             DropReason::Underlay => Self::Underlay,
+            DropReason::FirstPacket => Self::FirstPacket,
         }
     }
 }

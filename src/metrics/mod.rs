@@ -9,11 +9,13 @@ mod health;
 mod label;
 mod lisp;
 mod process;
+mod transient;
 
 pub use catalogue::*;
 pub use health::{Health, Waiting};
 pub use label::{Label, Per};
 pub use lisp::*;
+pub use transient::*;
 
 use prometheus::{Encoder, Registry, TextEncoder};
 
@@ -30,6 +32,7 @@ pub struct Metrics {
     pub ctx: CtxMetrics,
     pub lisp: LispMetrics,
     pub encap: EncapMetrics,
+    pub transient: TransientMetrics,
     pub api: ApiMetrics,
     pub store_errors: prometheus::IntCounter,
     pub drops: Per<DropReason, prometheus::IntCounter>,
@@ -59,6 +62,7 @@ impl Metrics {
             ctx: CtxMetrics::new(&make, peers),
             lisp: LispMetrics::new(&make),
             encap: EncapMetrics::new(&make),
+            transient: TransientMetrics::new(&make),
             api: ApiMetrics::new(&make),
             store_errors: make.counter(
                 "killick_store_write_errors_total",

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use crate::auth::PathSecret;
 use crate::iec::Scope;
 use crate::location::Pool;
 use crate::types::{AnchorId, Locator, Prefix};
@@ -13,6 +14,14 @@ pub struct Aggregate {
     pub prefix: Prefix,
     /// Where it leads: this node's FE_E, or in controller mode that of the pool's home.
     pub next_hop: Locator,
+}
+
+/// Packets of a node that leaves wait here.
+#[derive(Clone, Debug)]
+pub struct TransientConfig {
+    pub secret: PathSecret,
+    /// Where we take those of other anchors, and speak to them from.
+    pub locator: Locator,
 }
 
 #[derive(Clone, Debug)]
@@ -40,5 +49,7 @@ pub struct NodeConfig {
     /// After a restart, how long to wait for the peers' tables before announcing what the store
     /// had.
     pub recover_max: Duration,
+    /// `None`: relocation is by routes alone, and packets wait nowhere.
+    pub transient: Option<TransientConfig>,
     pub seed: u64,
 }

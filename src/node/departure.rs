@@ -18,8 +18,9 @@ impl Node {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        let reply = self.export(prefix, to, now);
-        if reply.is_ok() {
+        let mut reply = self.export(prefix, to, now);
+        if let Ok(context) = &mut reply {
+            self.hold(context, to, now, out);
             self.record(now, None, prefix, Phase::ContextSent, Some(to), "");
         }
         let mut sent = Vec::new();
@@ -72,6 +73,7 @@ impl Node {
                 })
                 .collect(),
             attributes: self.attributes.get(mn).cloned().unwrap_or_default(),
+            path: None,
         }
     }
 
@@ -88,6 +90,8 @@ impl Node {
         let Some(next) = generation.next() else { return };
         let claim = Claim { generation: next, anchor: to };
         for &prefix in prefixes {
+            // Also when the node has left before the other one could say so.
+            self.send_on(prefix, to, now, out);
             let held = self.location.find(prefix).filter(|b| b.anchor == self.config.own);
             if held.is_some_and(|b| b.mn == *mn && b.claim() < claim) {
                 self.record(now, Some(mn.clone()), prefix, Phase::Transferred, Some(to), "");
@@ -105,6 +109,7 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         self.end_handover(prefix);
+        self.send_on(prefix, claim.anchor, now, out);
         let owner = self.anchor.owner_of(prefix).cloned();
         let since = owner.as_ref().and_then(|mn| self.anchor.session(mn)).map(|s| s.since);
         let mut said = Vec::new();
@@ -171,13 +176,15 @@ impl Node {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        let context = self.context_of(mn, now);
+        let mut context = self.context_of(mn, now);
+        self.hold(&mut context, to, now, out);
         for p in &context.prefixes {
             self.record(now, Some(mn.clone()), p.prefix, Phase::MoveAnnounced, Some(to), "");
         }
         let mut sent = Vec::new();
         if let Err(why) = self.mctx.move_to(context, to, now, &mut sent) {
             tracing::warn!(%mn, %to, %why, "the context is not sent ahead");
+            self.stay(mn, to, out);
         }
         self.carry_mctx(sent, now, out);
     }

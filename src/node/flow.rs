@@ -22,6 +22,7 @@ use super::config::NodeConfig;
 use super::lisp::Lisp;
 use super::output::{Counters, HandoverPhase, Mode, Observation, Output, Record};
 use super::timeline::{Detail, Event, Phase, Timeline};
+use super::transient::Paths;
 use crate::anchor::Anchor;
 use crate::gateway::Egress;
 use crate::iec::{self, Evidence, Iec, IecConfig, Scope};
@@ -97,6 +98,8 @@ pub struct Node {
     /// Bindings that went to another anchor, and when the controllers are told; see
     /// [`Self::report_gone`].
     pub(super) farewells: VecDeque<(Instant, Prefix)>,
+    /// Packets that wait or follow; see [`super::transient`].
+    pub paths: Paths,
 }
 
 impl Node {
@@ -136,6 +139,7 @@ impl Node {
             recovering: None,
             reasserting: None,
             farewells: VecDeque::new(),
+            paths: Paths::default(),
             config,
         }
     }
@@ -307,6 +311,7 @@ impl Node {
                 // The node stays ours; if it is elsewhere all the same, its claim will say so.
                 mctx::Output::ExportEnded { mn, to, how } => {
                     tracing::info!(%mn, %to, ?how, "a context was not taken over");
+                    self.stay(&mn, to, out);
                 }
                 mctx::Output::SyncStart { from } => self.handle_sync_start(from),
                 mctx::Output::Reported { from, reports } => {
@@ -443,6 +448,7 @@ impl Node {
             return self.refuse(prefix, Some(mn), "the generation is at its end", now, out);
         };
         let moved = context.is_some() || generation.0 > 1;
+        let path = context.as_ref().and_then(|c| c.path);
         if let Some(context) = context.filter(|c| !c.attributes.is_empty()) {
             self.attributes.insert(mn.clone(), context.attributes);
         }
@@ -472,6 +478,7 @@ impl Node {
             let mut said = Vec::new();
             // One that another node has here stays with it.
             if p == prefix || self.anchor.handle_import(&mn, &[p], &mut said).is_ok() {
+                self.gate(p, path, underway.pma, now, out);
                 let evidence = Evidence { held_elsewhere, confirmed: false, attachment };
                 let verdict = self.apply_binding(binding, evidence, now, out);
                 if verdict.is_err() {
@@ -597,6 +604,7 @@ impl Node {
                     }
                     out.extend(changes.into_iter().map(Output::Forwarding));
                 } else if let PolicyChange::Deliver { prefix, .. } = policy {
+                    self.pass(prefix, out);
                     self.egress.handle_policy(&policy, &mut changes);
                     out.extend(changes.into_iter().map(Output::Forwarding));
                     self.lisp_deliver(prefix, out);
@@ -785,6 +793,7 @@ impl Node {
     ) {
         tracing::warn!(%prefix, mn = mn.as_ref().map(MnId::as_str).as_deref(), why, "attach refused");
         self.record(now, mn, prefix, Phase::Refused, None, why);
+        self.refuse_packets(prefix, out);
         let mut said = Vec::new();
         self.anchor.handle_refused(prefix, now, &mut said);
         self.carry_anchor(said, now, out);

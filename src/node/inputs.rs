@@ -10,8 +10,16 @@ use crate::anchor;
 use crate::proto::nd;
 use crate::types::seam::{IfIndex, LeaveReason};
 use crate::types::transfer::Signal;
+use crate::types::transient::PathEnd;
 use crate::types::{AnchorId, Instant, MacAddr, Prefix};
 use crate::wire::nd::{Checksum, Frame};
+
+/// What a peer's hello said about it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Greeting {
+    /// Where it takes packets of transient paths.
+    pub path_end: Option<PathEnd>,
+}
 
 impl Node {
     /// An access interface is there, and configured.
@@ -138,12 +146,13 @@ impl Node {
     pub fn handle_peer_link(
         &mut self,
         peer: AnchorId,
-        up: bool,
+        up: Option<Greeting>,
         now: Instant,
         out: &mut Vec<Output>,
     ) {
         let mut said = Vec::new();
-        if up {
+        if let Some(Greeting { path_end }) = up {
+            self.paths.set_end(peer, path_end);
             let is_controller = self.config.controllers.contains(&peer);
             self.mctx.handle_link_up(peer, is_controller, now, &mut said);
         } else {

@@ -18,13 +18,16 @@ pub mod lisp;
 mod output;
 mod requests;
 pub mod timeline;
+mod transient;
 
 pub use bgp::LARGE_COMMUNITY_ANCHOR;
 pub use bgp::LARGE_COMMUNITY_GENERATION;
-pub use config::{Aggregate, NodeConfig};
+pub use config::{Aggregate, NodeConfig, TransientConfig};
 pub use flow::Node;
+pub use inputs::Greeting;
 pub use output::{Counters, HandoverPhase, Mode, Observation, Output, Record};
 pub use requests::{RequestError, SessionState};
+pub use transient::Paths;
 
 #[cfg(test)]
 mod tests;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::types::lisp::{EncapChange, Note};
 use crate::types::seam::{Attachment, ForwardingChange, IfIndex};
 use crate::types::transfer::Signal;
+use crate::types::transient::TransientChange;
 use crate::types::{AnchorId, Binding, Claim, Prefix};
 
 /// What must survive kill -9, before the messages of the same turn leave.
@@ -75,6 +76,8 @@ pub enum Output {
     },
     /// A desired change of the encapsulating data plane.
     Encap(EncapChange),
+    /// Packets that wait for a node, or follow it.
+    Transient(TransientChange),
     /// To be stored like a [`Record`].
     Note(Note),
     /// An Ethernet frame on an access link.

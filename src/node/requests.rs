@@ -319,6 +319,18 @@ impl Node {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
+        self.handle_report_by(from, report, Sighting::Report, now, out);
+    }
+
+    /// The same by a context transfer link, or by a Map-Register.
+    pub(super) fn handle_report_by(
+        &mut self,
+        from: AnchorId,
+        report: Report,
+        by: Sighting,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
         let Report { binding, present } = report;
         let prefix = binding.prefix;
         if let Some(waiting) = self.unreported.get_mut(&from) {
@@ -338,16 +350,18 @@ impl Node {
         let known = self.location.find(prefix).cloned();
         if !present {
             if known.as_ref().is_some_and(|k| k.anchor == from && k.claim() <= binding.claim()) {
-                self.record(now, None, prefix, Phase::Left, Some(from), "reported");
+                let how = Detail::By(by).as_str();
+                self.record(now, None, prefix, Phase::Left, Some(from), how);
                 self.let_go(prefix, binding.claim(), now, out);
             }
             return;
         }
         let moved = known.as_ref().is_some_and(|k| k.anchor != from);
-        self.record(now, Some(binding.mn.clone()), prefix, Phase::Sighted, Some(from), "reported");
+        let how = Detail::By(by);
+        self.record(now, Some(binding.mn.clone()), prefix, Phase::Sighted, Some(from), how);
         let held_elsewhere = moved || self.heard(prefix).is_some();
         let mode = if moved { Mode::Reactive } else { Mode::Initial };
-        self.underway.insert(prefix, Underway { since: now, mode, by: Sighting::Api, pma: None });
+        self.underway.insert(prefix, Underway { since: now, mode, by, pma: None });
         let evidence = Evidence { held_elsewhere, confirmed: true, attachment: None };
         let verdict = self.apply_binding(binding, evidence, now, out);
         use crate::location::Applied as Verdict;

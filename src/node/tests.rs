@@ -45,6 +45,7 @@ fn node(scope: Scope) -> Node {
         settle_unconfirmed: Duration::from_secs(1),
         prepare_max: Duration::from_secs(1),
         recover_max: Duration::ZERO,
+        transient: None,
         seed: 1,
     };
     let anchor = anchor::Config { pools: vec![anchor::Pool::of_hosts(pool)], ..Default::default() };
@@ -114,6 +115,7 @@ fn a_controller_binds_a_context_to_the_anchor_that_it_names() {
         anchor: OTHER,
         prefixes: vec![ContextPrefix { prefix: prefix(), home: None, lifetime_s: None }],
         attributes: vec![(9, vec![1, 2])],
+        path: None,
     };
     node.put_context(&context, now, &mut out).unwrap();
     let bound = node.location.find(prefix()).unwrap();
@@ -122,4 +124,188 @@ fn a_controller_binds_a_context_to_the_anchor_that_it_names() {
     node.detach(&mn, None, now, &mut out).unwrap();
     node.place(&mn, prefix(), OTHER, None, None, now, &mut out).unwrap();
     assert_eq!(node.get_context(&mn, now).unwrap().attributes, [], "gone with the node");
+}
+
+/// Two anchors and what they ask for, with the messages between them carried by hand.
+mod transient {
+    use super::*;
+    use crate::auth::PathSecret;
+    use crate::mctx::Trust;
+    use crate::node::{Greeting, Paths, TransientConfig};
+    use crate::types::transfer::Signal;
+    use crate::types::transient::{PathEnd, PathEnding, TransientChange, TransientEvent};
+
+    fn end(last: u8) -> PathEnd {
+        PathEnd { locator: locator(last), port: 47_300 }
+    }
+
+    /// Anchor 1 is home of the pool; both hold packets, and the links are up.
+    fn pair() -> [Node; 2] {
+        let mut nodes = [(OWN, 1), (OTHER, 2)].map(|(own, last)| {
+            let mut node = node(Scope::Distributed { own });
+            node.config.own = own;
+            node.config.fe_e = locator(last);
+            let secret = PathSecret::new(&[last; 32]);
+            node.config.transient = Some(TransientConfig { secret, locator: locator(last) });
+            let pool = node.config.pools[0].prefix;
+            let peer = if own == OWN { OTHER } else { OWN };
+            node.config.trust.insert(peer, vec![pool]);
+            let trust = vec![Trust { anchor: peer, may_claim: vec![pool] }];
+            node.mctx = Mctx::new(MctxConfig::new(own, trust), u64::from(last));
+            node
+        });
+        let now = Instant::ZERO;
+        let mut out = Vec::new();
+        let [a, b] = &mut nodes;
+        a.handle_peer_link(OTHER, Some(Greeting { path_end: Some(end(2)) }), now, &mut out);
+        b.handle_peer_link(OWN, Some(Greeting { path_end: Some(end(1)) }), now, &mut out);
+        nodes
+    }
+
+    fn own_of(node: &Node) -> AnchorId {
+        node.own()
+    }
+
+    /// Confirms what the kernel was asked for, carries signals until there are none, and tells what
+    /// was asked of the holders of packets: by whom, and what.
+    fn carry(
+        nodes: &mut [Node; 2],
+        mut from: usize,
+        out: Vec<Output>,
+        now: Instant,
+    ) -> Vec<(AnchorId, TransientChange)> {
+        let mut asked = Vec::new();
+        let mut queue: std::collections::VecDeque<(usize, Output)> =
+            out.into_iter().map(|output| (from, output)).collect();
+        while let Some((at, output)) = queue.pop_front() {
+            from = at;
+            let mut more = Vec::new();
+            match output {
+                Output::Transient(change) => asked.push((own_of(&nodes[from]), change)),
+                Output::Signal { signal, .. } => {
+                    let own = own_of(&nodes[from]);
+                    from = 1 - from;
+                    nodes[from].handle_signal(own, signal, now, &mut more);
+                }
+                Output::Forwarding(ForwardingChange::SetDelivery { prefix, revision, .. }) => {
+                    let applied = crate::types::seam::Applied { prefix, revision, result: Ok(()) };
+                    nodes[from].handle_applied(applied, now, &mut more);
+                }
+                _ => {} // of other rooms
+            }
+            queue.extend(more.into_iter().map(|output| (from, output)));
+        }
+        asked
+    }
+
+    fn attached_at_a() -> [Node; 2] {
+        let mut nodes = pair();
+        let out = see(&mut nodes[0], Instant::ZERO);
+        let asked = carry(&mut nodes, 0, out, Instant::ZERO);
+        assert_eq!(asked, [(OWN, TransientChange::Pass { prefix: prefix() })]);
+        nodes
+    }
+
+    fn later(ms: u64) -> Instant {
+        Instant::ZERO + Duration::from_millis(ms)
+    }
+
+    #[test]
+    fn a_request_holds_a_context_gates_a_confirmation_forwards() {
+        let mut nodes = attached_at_a();
+        let now = later(100);
+        let out = see(&mut nodes[1], now);
+        let asked = carry(&mut nodes, 1, out, now);
+        let prefix = prefix();
+        let [
+            (OWN, TransientChange::Hold { key: held, .. }),
+            (OTHER, TransientChange::Gate { key: gated, from, .. }),
+            (OTHER, TransientChange::Pass { .. }),
+            (OWN, TransientChange::Forward { key: forwarded, to, .. }),
+        ] = asked.as_slice()
+        else {
+            panic!("{asked:?}");
+        };
+        assert!(held == gated && held == forwarded);
+        assert_eq!((*from, *to), (end(1), end(2)));
+        let ended = |how| TransientEvent::Ended { prefix, how, counts: Default::default() };
+        let mut out = Vec::new();
+        assert_eq!(nodes[0].paths.len(), 1);
+        nodes[0].handle_transient(ended(PathEnding::Replaced), now, &mut out);
+        assert_eq!(nodes[0].paths.len(), 1, "that was the hold");
+        nodes[0].handle_transient(ended(PathEnding::Drained), now, &mut out);
+        assert!(nodes[0].paths.is_empty());
+    }
+
+    #[test]
+    fn a_node_that_is_announced_is_held_at_once_also_when_its_link_goes_down() {
+        let mut nodes = attached_at_a();
+        let (mn, now) = (MnId::from_mac(MAC), later(100));
+        let mut out = Vec::new();
+        nodes[0].move_node(&mn, OTHER, None, now, &mut out).unwrap();
+        let asked = carry(&mut nodes, 0, out, now);
+        assert!(matches!(asked.as_slice(), [(OWN, TransientChange::Hold { .. })]), "{asked:?}");
+        // The old link knows first that it is gone.
+        let mut out = Vec::new();
+        nodes[0].handle_left(&mn, crate::types::seam::LeaveReason::LinkDown, now, &mut out);
+        let asked = carry(&mut nodes, 0, out, now);
+        assert_eq!(asked, [], "it waits for the one that it was announced to");
+        let out = see(&mut nodes[1], later(120));
+        let asked = carry(&mut nodes, 1, out, later(120));
+        let kinds: Vec<_> = asked
+            .iter()
+            .map(|(who, change)| match change {
+                TransientChange::Gate { .. } => (*who, "gate"),
+                TransientChange::Pass { .. } => (*who, "pass"),
+                TransientChange::Forward { .. } => (*who, "forward"),
+                _ => (*who, "?"),
+            })
+            .collect();
+        assert_eq!(kinds, [(OTHER, "gate"), (OTHER, "pass"), (OWN, "forward")]);
+    }
+
+    #[test]
+    fn it_comes_back_on_the_same_path_in_the_other_direction() {
+        let mut nodes = attached_at_a();
+        let out = see(&mut nodes[1], later(100));
+        carry(&mut nodes, 1, out, later(100));
+        let out = see(&mut nodes[0], later(400));
+        let asked = carry(&mut nodes, 0, out, later(400));
+        let [
+            (OTHER, TransientChange::Hold { key, .. }),
+            (OWN, TransientChange::Gate { key: gated, .. }),
+            (OWN, TransientChange::Pass { .. }),
+            (OTHER, TransientChange::Forward { .. }),
+        ] = asked.as_slice()
+        else {
+            panic!("{asked:?}");
+        };
+        assert_eq!(key, gated);
+    }
+
+    #[test]
+    fn who_takes_no_packets_is_moved_to_as_ever() {
+        let mut nodes = attached_at_a();
+        let mut out = Vec::new();
+        nodes[0].handle_peer_link(OTHER, Some(Greeting { path_end: None }), later(50), &mut out);
+        let out = see(&mut nodes[1], later(100));
+        let asked = carry(&mut nodes, 1, out, later(100));
+        assert_eq!(asked, [(OTHER, TransientChange::Pass { prefix: prefix() })]);
+        assert_eq!(nodes[1].location.find(prefix()).map(|b| b.anchor), Some(OTHER));
+    }
+
+    /// A context that the new anchor does not take: the node stays, and so do its packets.
+    #[test]
+    fn what_waits_for_nobody_is_released() {
+        let mut nodes = attached_at_a();
+        let (mn, now) = (MnId::from_mac(MAC), later(100));
+        let mut out = Vec::new();
+        nodes[0].move_node(&mn, OTHER, None, now, &mut out).unwrap();
+        let addr = prefix().addr();
+        let mut out = Vec::new();
+        nodes[0].handle_signal(OTHER, Signal::Cancel { addr }, now, &mut out);
+        let released = Output::Transient(TransientChange::Release { prefix: prefix() });
+        assert!(out.iter().any(|o| format!("{o:?}") == format!("{released:?}")), "{out:?}");
+        assert_eq!(nodes[0].paths.len(), Paths::default().len());
+    }
 }

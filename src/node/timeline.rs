@@ -4,10 +4,12 @@
 //! forty octets, so that it can be always on; looking something up walks the ring, which only a
 //! person asks for.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use crate::types::lisp::MapVersion;
 use crate::types::seam::{LeaveReason, Sighting};
 use crate::types::{AnchorId, Generation, Instant, MnId, Prefix};
 
@@ -53,8 +55,18 @@ pub enum Phase {
     MappingGone,
     /// The first packet on the new path.
     FirstPacket,
+    /// Packets that come directly stay behind those that the old anchor has held.
+    Gated,
     /// The old anchor has been told that we are ready.
     ConfirmSent,
+    /// The node's packets wait for it to be at the new anchor.
+    Holding,
+    /// They follow it there.
+    Forwarding,
+    /// Those that had waited are on their way.
+    Flushed,
+    /// Packets take no detour any more.
+    PathEnded,
     /// The new anchor is ready: we let go.
     Transferred,
     /// A newer claim was heard.
@@ -95,7 +107,12 @@ impl Phase {
             Self::MappingSet => "mapping_set",
             Self::MappingGone => "mapping_gone",
             Self::FirstPacket => "first_packet",
+            Self::Gated => "gated",
             Self::ConfirmSent => "confirm_sent",
+            Self::Holding => "holding",
+            Self::Forwarding => "forwarding",
+            Self::Flushed => "flushed",
+            Self::PathEnded => "path_ended",
             Self::Transferred => "transferred",
             Self::NewerClaim => "newer_claim",
             Self::Reasserted => "reasserted",
@@ -130,8 +147,20 @@ pub enum Detail {
     By(Sighting),
     /// Why it left ([`Phase::Left`]).
     Why(LeaveReason),
+    /// What an ingress router has learnt ([`Phase::MappingSet`]).
+    Mapping(Learnt),
     /// A few words for people.
     Text(&'static str),
+}
+
+/// A mapping as it was learnt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Learnt {
+    pub version: MapVersion,
+    /// The best locator; `None` for a negative one.
+    pub rloc: Option<IpAddr>,
+    /// By a publication; else by a Map-Reply.
+    pub is_pushed: bool,
 }
 
 impl From<&'static str> for Detail {
@@ -150,12 +179,16 @@ impl Detail {
             Self::By(Sighting::RouterSolicitation) => "router solicitation",
             Self::By(Sighting::Packet) => "first packet",
             Self::By(Sighting::Api) => "API",
+            Self::By(Sighting::Report) => "reported",
+            Self::By(Sighting::MapRegister) => "Map-Register",
             Self::By(Sighting::Restart) => "restart",
             Self::Why(LeaveReason::LinkDown) => "link down",
             Self::Why(LeaveReason::NeighborFailed) => "no answer",
             Self::Why(LeaveReason::NewerClaim) => "newer claim",
             Self::Why(LeaveReason::LeaseEnd) => "lease end",
             Self::Why(LeaveReason::Api) => "API",
+            Self::Mapping(Learnt { is_pushed: true, .. }) => "publication",
+            Self::Mapping(Learnt { is_pushed: false, .. }) => "Map-Reply",
             Self::Text(text) => text,
         }
     }
@@ -166,12 +199,22 @@ pub struct Timeline {
     events: VecDeque<Event>,
     /// Events not yet handed to `monitor`.
     fresh: usize,
-    sightings: [u64; 7],
+    /// There is nobody to announce routes to: those steps do not happen.
+    announces_nothing: bool,
+    sightings: [u64; 9],
     leaves: [u64; 5],
 }
 
 impl Timeline {
+    /// Here host routes and reports are told to nobody, as at a map-server without BGP.
+    pub fn set_announces_nothing(&mut self) {
+        self.announces_nothing = true;
+    }
+
     pub fn record(&mut self, mut event: Event) {
+        if self.announces_nothing && matches!(event.phase, Phase::Announced | Phase::Withdrawn) {
+            return;
+        }
         match (event.phase, event.detail) {
             (Phase::Sighted, Detail::By(by)) => self.sightings[by as usize] += 1,
             (Phase::Restored, _) => self.sightings[Sighting::Restart as usize] += 1,
@@ -225,9 +268,66 @@ impl Timeline {
         self.fresh = 0;
     }
 
+    /// Since when each of these prefixes is where it is, as far as it is remembered.
+    pub fn bound_since(&self, mut prefixes: BTreeSet<Prefix>) -> BTreeMap<Prefix, Instant> {
+        let mut since = BTreeMap::new();
+        for event in self.events.iter().rev() {
+            if prefixes.is_empty() {
+                break;
+            }
+            if matches!(event.phase, Phase::Bound | Phase::Restored)
+                && prefixes.remove(&event.prefix)
+            {
+                since.insert(event.prefix, event.at);
+            }
+        }
+        since
+    }
+
     /// What was recorded since the last call.
     pub fn take_fresh(&mut self) -> impl Iterator<Item = &Event> {
         let fresh = std::mem::take(&mut self.fresh);
         self.events.range(self.events.len() - fresh..)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn event(at: u64, prefix: &str, phase: Phase) -> Event {
+        Event {
+            at: Instant::from_micros(at),
+            mn: None,
+            prefix: prefix.parse().unwrap(),
+            phase,
+            generation: Generation(1),
+            peer: None,
+            detail: Detail::None,
+        }
+    }
+
+    #[test]
+    fn the_last_binding_tells_since_when() {
+        let mut timeline = Timeline::default();
+        for (at, phase) in [(1, Phase::Bound), (5, Phase::Bound), (7, Phase::Settled)] {
+            timeline.record(event(at, "10.1.0.7/32", phase));
+        }
+        timeline.record(event(8, "10.1.0.8/32", Phase::Sighted));
+        let asked = ["10.1.0.7/32", "10.1.0.8/32"].map(|p| p.parse().unwrap());
+        let since: Vec<_> = timeline.bound_since(asked.into()).into_iter().collect();
+        assert_eq!(since, [(asked[0], Instant::from_micros(5))]);
+    }
+
+    #[test]
+    fn where_nobody_is_told_nothing_is_announced() {
+        let mut timeline = Timeline::default();
+        timeline.set_announces_nothing();
+        for phase in [Phase::Bound, Phase::Announced, Phase::Withdrawn, Phase::Published] {
+            timeline.record(event(1, "10.1.0.7/32", phase));
+        }
+        let told: Vec<_> =
+            timeline.of_prefix("10.1.0.7/32".parse().unwrap()).map(|e| e.phase).collect();
+        assert_eq!(told, [Phase::Bound, Phase::Published]);
     }
 }

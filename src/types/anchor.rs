@@ -69,4 +69,10 @@ impl Locator {
             Family::Ipv6 => self.ipv6.map(IpAddr::V6),
         }
     }
+
+    /// Whether there is a family in which the two can talk.
+    pub fn shares_family_with(&self, other: &Self) -> bool {
+        let both4 = self.ipv4.is_some() && other.ipv4.is_some();
+        both4 || self.ipv6.is_some() && other.ipv6.is_some()
+    }
 }

@@ -11,6 +11,7 @@ mod prefix;
 pub mod seam;
 mod slab;
 pub mod transfer;
+pub mod transient;
 
 pub use anchor::{AnchorId, Locator};
 pub use binding::{Binding, Claim, Generation, Lifetime, Revision};

@@ -11,6 +11,7 @@ use std::net::IpAddr;
 
 use serde::{Deserialize, Serialize};
 
+use super::transient::PathKey;
 use super::{AnchorId, Binding, Claim, Generation, Locator, MacAddr, MnId, Prefix, Revision};
 
 /// The kernel's index of an interface.
@@ -37,6 +38,10 @@ pub enum Sighting {
     /// A data packet from an address that is not attached here.
     Packet,
     Api,
+    /// A report of its anchor to a controller.
+    Report,
+    /// A Map-Register, at a map-server.
+    MapRegister,
     /// Known from the store after a restart; to be confirmed by one of the others.
     Restart,
 }
@@ -101,6 +106,9 @@ pub struct Context {
     pub prefixes: Vec<ContextPrefix>,
     /// Opaque attributes of the node (type, value), passed on unchanged.
     pub attributes: Vec<(u16, Vec<u8>)>,
+    /// The exporting anchor holds the node's packets, and sends them on under this key when it
+    /// hears that the context is installed. `None`: it does not.
+    pub path: Option<PathKey>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]

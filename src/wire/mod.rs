@@ -7,6 +7,7 @@ mod error;
 pub mod lisp;
 pub mod nd;
 mod reader;
+pub mod transient;
 
 pub use error::WireError;
 pub use reader::Reader;

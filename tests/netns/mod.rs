@@ -17,12 +17,15 @@ mod tls;
 mod topology;
 #[path = "../../containerlab/runner/traffic.rs"]
 mod traffic;
+#[path = "../../containerlab/runner/trial.rs"]
+mod trial;
 
 mod core;
 mod instruments;
 mod interrupted;
 mod keys;
 mod lisp;
+mod lossless;
 mod relocation;
 mod stage;
 mod steps;

@@ -127,9 +127,15 @@ impl Strace {
     pub fn detach(mut self) -> Result<Vec<Call>> {
         // SAFETY: a system call; the pid is ours until it has been waited for.
         unsafe { libc::kill(self.strace.id().cast_signed(), libc::SIGTERM) };
-        wait_until("strace lets go", Duration::from_secs(5), || {
+        let gone = wait_until("strace lets go", Duration::from_secs(2), || {
             Ok(self.strace.try_wait()?.map(drop))
-        })?;
+        });
+        if gone.is_err() {
+            // It waits for ever for threads of a process that it has just killed. The log has each
+            // line when it is complete, and the kernel lets go of what lives at its death.
+            self.strace.kill()?;
+            self.strace.wait()?;
+        }
         let log = fs::read_to_string(&self.log)?;
         Ok(log.lines().filter_map(|line| describe(line, &self.sockets)).collect())
     }

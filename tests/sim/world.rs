@@ -10,7 +10,7 @@ use killick::anchor::{self, Anchor};
 use killick::iec::Scope;
 use killick::location::Pool;
 use killick::mctx::{Mctx, MctxConfig, Trust};
-use killick::node::{Aggregate, Node, NodeConfig, Output, Record};
+use killick::node::{Aggregate, Greeting, Node, NodeConfig, Output, Record};
 use killick::proto::bgp::policy::{ExportPolicy, ImportPolicy};
 use killick::proto::bgp::rib::{PeerKind, RibConfig};
 use killick::proto::bgp::session::{ConnId, GracefulRestart, SessionConfig, Transport};
@@ -745,6 +745,7 @@ impl World {
             settle_unconfirmed: SETTLE_UNCONFIRMED,
             prepare_max: Duration::from_millis(50),
             recover_max: RECOVER_MAX,
+            transient: None,
             seed,
         };
         let all: Vec<Prefix> = pools().into_iter().map(|p| p.prefix).collect();
@@ -815,7 +816,12 @@ impl World {
                         node.handle_signal(anchor_id(from), *signal, now, out);
                     }
                     Input::PeerLink { peer, up } => {
-                        node.handle_peer_link(anchor_id(peer), up, now, out);
+                        node.handle_peer_link(
+                            anchor_id(peer),
+                            up.then(Greeting::default),
+                            now,
+                            out,
+                        );
                     }
                     Input::Frame { link, octets } => {
                         node.handle_frame(IfIndex(link), &octets, Checksum::Verify, now, out);
@@ -922,7 +928,10 @@ impl World {
                     Output::Persist { prefix, record } => records.push((prefix, record)),
                     Output::Frame { link, octets } => frames.push((link, octets)),
                     Output::LinkNodes { .. } | Output::Observed(_) => {}
-                    Output::Lisp { .. } | Output::Encap(_) | Output::Note(_) => {
+                    Output::Lisp { .. }
+                    | Output::Encap(_)
+                    | Output::Transient(_)
+                    | Output::Note(_) => {
                         unreachable!("no node of this world has the mapping service")
                     }
                 }

@@ -630,6 +630,38 @@ fn late_packets_are_forwarded() {
     assert_eq!(lab.say("e", "ip route show proto 108"), routes);
 }
 
+/// With a rule, entries are in a table of their own, and what is native finds the routes of others
+/// as if there were none of ours. Without it again, nothing of that is left.
+#[test]
+fn entries_go_before_all_others_by_a_rule() {
+    let Some(lab) = Lab::new() else { return };
+    let by_rule = Options { rule: Some(4341), ..options("192.0.2.1", "fd00::1") };
+    let (mut ingress, mut egress) = (lab.open("i", by_rule), lab.egress());
+    connect(&mut ingress, &mut egress, "192.0.2.2", "192.0.2.1");
+    lab.ip("i", "route add 10.9.0.0/24 via 192.0.2.2");
+    for (prefix, action) in [
+        ("10.9.0.0/25", EntryAction::Punt),
+        ("10.9.0.8", EntryAction::Native),
+        ("10.9.0.9", EntryAction::Native),
+    ] {
+        apply(&mut ingress, &[entry(prefix, action)]);
+    }
+    assert!(lab.pings("10.9.0.7") && lab.pings("fd09::7"));
+    let routes = lab.say("i", "ip route show table 107");
+    assert!(routes.contains("throw 10.9.0.8 "), "{routes}");
+    assert_eq!(routes.lines().count(), 4, "{routes}");
+    let mut capture = Capture::open(&lab, "i", "u0");
+    lab.say("s", "ping -c1 -W5 10.9.0.8");
+    let there = capture.take().iter().filter(|frame| frame.source_is_fe_i()).count();
+    assert_eq!(there, 0, "by the routes of others");
+    drop(ingress);
+    let mut ingress = lab.ingress();
+    assert_eq!(lab.say("i", "ip rule").lines().count(), 3);
+    assert_eq!(lab.say("i", "ip route show table 107"), "");
+    connect(&mut ingress, &mut egress, "192.0.2.2", "192.0.2.1");
+    assert!(lab.pings("10.9.0.7") && lab.pings("fd09::7"));
+}
+
 /// A TUN device as the way to the control plane.
 #[test]
 fn punted_packets_come_to_the_control_plane() {

@@ -107,6 +107,7 @@ impl Gateway {
             source6: Some(self.rloc6),
             underlay_mtu: 1500,
             hold: HoldLimits::default(),
+            first_packets: Vec::new(),
         }
     }
 

@@ -11,7 +11,8 @@ use super::super::checked::{
     OneTimeKeyFile,
 };
 use super::super::file::{
-    Encapsulation, File, IngressPolicy, LispAlgorithm, LispSection, LispServerSection, Mode,
+    Encapsulation, File, IngressPolicy, KeySection, LispAlgorithm, LispSection, LispServerSection,
+    Mode,
 };
 use super::{Checker, NAME_RULE, is_plain_name};
 use crate::types::lisp::{InstanceId, SiteId, XtrId};
@@ -19,6 +20,9 @@ use crate::types::{AnchorId, Locator, Prefix};
 
 /// Outer headers of the largest combination (IPv6, UDP, LISP) on top of IPv6's smallest MTU.
 const MTU_MIN: u32 = 1280 + 56;
+
+/// Keys of one party beside the one that signs: for a change one is enough.
+const KEYS_MAX: usize = 4;
 
 /// The xTR-ID of a killick that is given none: the letters of the name, then the anchor id.
 pub fn xtr_id_of(anchor: AnchorId) -> XtrId {
@@ -173,6 +177,39 @@ impl Checker<'_, '_> {
         })
     }
 
+    /// The keys beside the one that is used. Numbers tell them apart on the wire.
+    fn also_accept(
+        &mut self,
+        table: &str,
+        id: Option<u8>,
+        sections: &[KeySection],
+    ) -> Option<Vec<LispKey>> {
+        if sections.len() > KEYS_MAX {
+            let what = format!("more than {KEYS_MAX} keys beside the one in use");
+            self.error(&format!("{table}.also-accept"), what);
+        }
+        let mut taken = vec![id.unwrap_or(1)];
+        let mut keys = Vec::new();
+        let mut complete = true;
+        for (i, section) in sections.iter().enumerate() {
+            let table = format!("{table}.also-accept[{i}]");
+            let id = self.required(&section.key_id, &table, "key-id");
+            let key = self.lisp_key(&table, id, &section.key_file, section.algorithm);
+            if let Some(id) = id {
+                if taken.contains(&id) {
+                    let what = format!("there is another key with the number {id}");
+                    self.error_hint(&format!("{table}.key-id"), what, "each key has its own");
+                }
+                taken.push(id);
+            }
+            match (id, key) {
+                (Some(_), Some(key)) => keys.push(key),
+                _ => complete = false,
+            }
+        }
+        complete.then_some(keys)
+    }
+
     fn map_servers(&mut self, section: &LispSection, delivers: bool) -> Option<Vec<MapServer>> {
         let mut servers = Vec::new();
         let mut complete = true;
@@ -190,10 +227,12 @@ impl Checker<'_, '_> {
                 self.error(&format!("{table}.address"), format!("is configured twice{line}"));
             }
             let key = self.lisp_key(&table, server.key_id, &server.key_file, server.algorithm);
-            match (address, key) {
-                (Some(address), Some(key)) => servers.push(MapServer {
+            let also_accept = self.also_accept(&table, server.key_id, &server.also_accept);
+            match (address, key, also_accept) {
+                (Some(address), Some(key), Some(also_accept)) => servers.push(MapServer {
                     address,
                     key,
+                    also_accept,
                     register: server.register.unwrap_or(delivers),
                 }),
                 _ => complete = false,
@@ -227,7 +266,11 @@ impl Checker<'_, '_> {
             if !resolvers.contains(&address) {
                 self.error(&format!("{table}.address"), "is not one of the map-resolvers");
             }
-            if servers.iter().any(|server| server.register && server.key.file == key.file) {
+            let registers_with = |server: &MapServer| {
+                let mut keys = std::iter::once(&server.key).chain(&server.also_accept);
+                server.register && keys.any(|other| other.file == key.file)
+            };
+            if servers.iter().any(registers_with) {
                 self.error_hint(
                     &format!("{table}.key-file"),
                     "is a key that we register with",
@@ -287,7 +330,15 @@ impl Checker<'_, '_> {
                     "add [[lisp.map-server]]",
                 );
             }
-            all.push(Ingress { prefix, policy });
+            if policy == IngressPolicy::Default && entry.first_packets.is_some() {
+                self.warn(
+                    &format!("{table}.first-packets"),
+                    "nothing is asked with the policy \"default\"",
+                    "remove it",
+                );
+            }
+            let first_packets = entry.first_packets.unwrap_or_default();
+            all.push(Ingress { prefix, policy, first_packets });
         }
         let covers = |pool: &Prefix| all.iter().any(|i| i.prefix.family() == pool.family());
         if !all.is_empty() && !pools.is_empty() && !pools.iter().any(covers) {
@@ -336,6 +387,18 @@ impl Checker<'_, '_> {
                 None => complete = false,
             }
         }
+        for (key, rate) in [
+            ("requests-per-source", server.requests_per_source),
+            ("requests-per-eid", server.requests_per_eid),
+        ] {
+            if rate.is_some_and(|rate| !(1..=10_000_000).contains(&rate)) {
+                self.error_hint(
+                    &format!("lisp.server.{key}"),
+                    "is no number of questions a second",
+                    "1 to 10000000; no limit without the key",
+                );
+            }
+        }
         let require_security = server.require_security.unwrap_or(false);
         if require_security && server.itr.is_empty() {
             self.error_hint(
@@ -350,6 +413,8 @@ impl Checker<'_, '_> {
             sites,
             subscribers,
             require_security,
+            requests_per_source: server.requests_per_source,
+            requests_per_eid: server.requests_per_eid,
             itrs,
         })
     }
@@ -381,6 +446,10 @@ impl Checker<'_, '_> {
         }
         let key = self.lisp_key(&table, site.key_id, &site.key_file, site.algorithm);
         self.sha1(&table, site.algorithm, allow_sha1);
+        let also_accept = self.also_accept(&table, site.key_id, &site.also_accept);
+        for (i, other) in site.also_accept.iter().enumerate() {
+            self.sha1(&format!("{table}.also-accept[{i}]"), other.algorithm, allow_sha1);
+        }
         let prefixes = match &site.prefixes {
             Some(prefixes) => prefixes.clone(),
             None => pools.to_vec(),
@@ -394,6 +463,7 @@ impl Checker<'_, '_> {
             anchor_id,
             site_id: SiteId(site.site_id.unwrap_or(u64::from(anchor_id.0))),
             key: key?,
+            also_accept: also_accept?,
             prefixes,
             merge: site.merge.unwrap_or(false),
         })
@@ -425,7 +495,17 @@ impl Checker<'_, '_> {
         let xtr_id = self.xtr_of(&table, &entry.xtr_id, entry.anchor_id, what);
         let key = self.lisp_key(&table, entry.key_id, &entry.key_file, entry.algorithm);
         self.sha1(&table, entry.algorithm, allow_sha1);
-        Some(LispSubscriber { name: name?, xtr_id: xtr_id?, key: key?, rlocs: entry.rlocs.clone() })
+        let also_accept = self.also_accept(&table, entry.key_id, &entry.also_accept);
+        for (i, other) in entry.also_accept.iter().enumerate() {
+            self.sha1(&format!("{table}.also-accept[{i}]"), other.algorithm, allow_sha1);
+        }
+        Some(LispSubscriber {
+            name: name?,
+            xtr_id: xtr_id?,
+            key: key?,
+            also_accept: also_accept?,
+            rlocs: entry.rlocs.clone(),
+        })
     }
 
     /// Who an entry is about.
@@ -462,7 +542,10 @@ impl Checker<'_, '_> {
         let xtr_id = self.xtr_of(&table, &entry.xtr_id, entry.anchor_id, missing);
         let key = self.lisp_key(&table, entry.key_id, &entry.key_file, None);
         if let Some(key) = &key
-            && let Some(site) = sites.iter().find(|site| site.key.file == key.file)
+            && let Some(site) = sites.iter().find(|site| {
+                let mut keys = std::iter::once(&site.key).chain(&site.also_accept);
+                keys.any(|other| other.file == key.file)
+            })
         {
             self.error_hint(
                 &format!("{table}.key-file"),

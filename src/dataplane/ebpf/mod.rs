@@ -675,6 +675,13 @@ impl Encapsulator for Ebpf {
         self.walk(after, limit, |prefix, entry| out.push((prefix, entry.count())))
     }
 
+    fn count(&mut self, prefix: Prefix) -> Option<EntryCount> {
+        let entries = &self.tables.entries[table_of(prefix)];
+        let entry = entries.find::<Entry>(&key_of(prefix)).ok().flatten()?;
+        // The tables of networks answer by the longest match.
+        (entry.len == u32::from(prefix.len())).then(|| entry.count())
+    }
+
     /// Programs note the number of the sweep in each entry that carries a packet. A sweep takes
     /// milliseconds; a packet within these may be told by this sweep and by the next one.
     fn used(
@@ -713,7 +720,8 @@ impl Encapsulator for Ebpf {
             DropReason::Instance => sum.reason[reason::INSTANCE],
             DropReason::Policy => sum.reason[reason::POLICY],
             DropReason::Unreachable => sum.reason[reason::UNREACHABLE],
-            DropReason::NotHeld => 0, // the one behind the punt device holds and counts
+            // The one behind the punt device has them, and counts.
+            DropReason::NotHeld | DropReason::FirstPacket => 0,
             DropReason::TooBig => sum.reason[reason::TOO_BIG],
             DropReason::TimeToLive => sum.reason[reason::TTL],
             DropReason::Underlay => sum.reason[reason::UNDERLAY],
@@ -722,6 +730,7 @@ impl Encapsulator for Ebpf {
             encapsulated: count(0),
             decapsulated: count(1),
             late: count(2),
+            around: EntryCount::default(),
             held: 0,
             dropped,
         })

@@ -251,6 +251,11 @@ impl Encapsulator for Fake {
         Ok(last)
     }
 
+    fn count(&mut self, prefix: Prefix) -> Option<EntryCount> {
+        self.entries.get(&prefix)?;
+        Some(self.counts.get(&prefix).copied().unwrap_or_default())
+    }
+
     fn used(
         &mut self,
         after: Option<Prefix>,

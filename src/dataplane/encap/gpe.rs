@@ -38,8 +38,6 @@ use crate::types::lisp::{
 use crate::types::seam::IfIndex;
 use crate::types::{Family, Prefix};
 
-const TABLE: u8 = libc::RT_TABLE_MAIN;
-
 /// Numbers of our nexthop objects begin with a K. Other programs count from 1, or begin with bits of
 /// their own.
 const NEXTHOPS: u32 = 0x4b00_0000;
@@ -77,6 +75,9 @@ pub struct Options {
     /// An interface that brings packets of punted entries to the control plane. Without one they
     /// are dropped and counted.
     pub punt: Option<String>,
+    /// Priority of a routing rule: entries are in a table of their own, before all others. For who
+    /// must see the routes of others without ours, at the price of the rule. None: in the main table.
+    pub rule: Option<u32>,
     /// Not that of delivery and BGP, so that nobody takes the routes of the one for the other's.
     pub protocol: u8,
 }
@@ -92,12 +93,20 @@ impl Default for Options {
             underlay_mtu_bytes: 1500,
             iid: InstanceId(0),
             punt: None,
+            rule: None,
             protocol: tunnel_protocol(107),
         }
     }
 }
 
 impl Options {
+    const fn table(&self) -> u8 {
+        match self.rule {
+            Some(_) => ENCAP_TABLE,
+            None => libc::RT_TABLE_MAIN,
+        }
+    }
+
     pub fn mtu_bytes(&self) -> u32 {
         let overhead = if self.ipv6.is_some() { OVERHEAD_IPV6 } else { OVERHEAD_IPV4 };
         self.underlay_mtu_bytes.saturating_sub(overhead)
@@ -321,10 +330,21 @@ impl Gpe {
     /// there from before a restart as it is.
     pub fn open(options: Options) -> Result<Self, SetupError> {
         let mut tunnels = Tunnels::open(options.protocol)?;
-        // Of the data plane that was configured before, perhaps.
-        for family in Family::ALL {
-            tunnels.remove_rule(family, ENCAP_RULE, ENCAP_TABLE)?;
-        }
+        // What was configured before, perhaps.
+        let other = match options.rule {
+            None => {
+                for family in Family::ALL {
+                    tunnels.remove_rule(family, ENCAP_RULE, ENCAP_TABLE)?;
+                }
+                ENCAP_TABLE
+            }
+            Some(_) => libc::RT_TABLE_MAIN,
+        };
+        tunnels.clear(other).map_err(|error| SetupError::Refused {
+            name: options.device.clone(),
+            what: "routes of an earlier configuration away".to_owned(),
+            error,
+        })?;
         let mut this = Self {
             options,
             tunnels,
@@ -424,6 +444,11 @@ impl Gpe {
         }
         self.answers.clear();
         self.tunnels.apply(&steps, &mut self.answers);
+        if let Some(priority) = self.options.rule {
+            for family in Family::ALL {
+                self.answers.push(self.tunnels.set_rule(family, priority, ENCAP_TABLE));
+            }
+        }
         for answer in self.answers.drain(..) {
             answer.map_err(|error| SetupError::Refused {
                 name: device.clone(),
@@ -473,6 +498,9 @@ impl Gpe {
     /// What is delivered here is native, and has a route of its own: nothing need be cut out of a
     /// pool for it, which would be a hundred routes for an IPv6 host.
     fn native(&mut self, prefix: Prefix) -> Entry<To> {
+        if self.options.rule.is_some() {
+            return Entry::Route(To::Throw);
+        }
         let spared =
             prefix.is_host() && self.tunnels.has_host_route(prefix.addr()).unwrap_or(false);
         if spared { Entry::Spared } else { Entry::Native }
@@ -483,7 +511,8 @@ impl Gpe {
         if !self.carver.set(prefix, entry, &mut self.writes) {
             return Planned::Done(Err(EncapError::Full));
         }
-        self.steps.extend(self.writes.iter().map(step));
+        let table = self.options.table();
+        self.steps.extend(self.writes.iter().map(|write| step(table, write)));
         Planned::Routes(self.writes.len())
     }
 
@@ -711,11 +740,11 @@ fn outcome(answer: Result<(), OpError>) -> Result<(), EncapError> {
     }
 }
 
-fn step(write: &Write<To>) -> Step {
+fn step(table: u8, write: &Write<To>) -> Step {
     let Write { prefix, metric, to } = *write;
     match to {
-        Some(to) => Step::SetRoute { table: TABLE, prefix, metric, to },
-        None => Step::DeleteRoute { table: TABLE, prefix, metric },
+        Some(to) => Step::SetRoute { table, prefix, metric, to },
+        None => Step::DeleteRoute { table, prefix, metric },
     }
 }
 
@@ -730,7 +759,8 @@ fn entry(prefix: Prefix, to: To) -> Option<EncapChange> {
         To::Nexthop(id) if (GROUPS..MEMBERS).contains(&id) => {
             EntryAction::Group(GroupId((id - GROUPS) / 2))
         }
-        To::Nexthop(_) | To::Throw => return None,
+        To::Throw => EntryAction::Native, // of a table of our own
+        To::Nexthop(_) | To::Blackhole => return None,
     };
     Some(EncapChange::SetEntry { prefix, action })
 }
@@ -921,7 +951,7 @@ impl Encapsulator for Gpe {
 
 impl Gpe {
     fn begin_routes(&mut self, family: Family) -> Result<(), EncapError> {
-        self.tunnels.begin_routes(TABLE, family)?;
+        self.tunnels.begin_routes(self.options.table(), family)?;
         self.dump = Some(Dump::Routes { family, wide: BTreeMap::new() });
         Ok(())
     }
@@ -948,7 +978,8 @@ impl Gpe {
                 Entry::Spared | Entry::Gone => {} // no list has these
             }
         }
-        let steps: Vec<Step> = writes.iter().map(step).collect();
+        let table = self.options.table();
+        let steps: Vec<Step> = writes.iter().map(|write| step(table, write)).collect();
         self.write(&steps)
     }
 }

@@ -107,10 +107,12 @@ pub enum DropReason {
     TimeToLive,
     /// The underlay did not take it.
     Underlay,
+    /// To a punted entry whose first packets are not wanted.
+    FirstPacket,
 }
 
 impl DropReason {
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 10] = [
         Self::NotAllowed,
         Self::Malformed,
         Self::Instance,
@@ -120,6 +122,7 @@ impl DropReason {
         Self::TooBig,
         Self::TimeToLive,
         Self::Underlay,
+        Self::FirstPacket,
     ];
 
     pub const fn as_str(self) -> &'static str {
@@ -133,6 +136,7 @@ impl DropReason {
             Self::TooBig => "too_big",
             Self::TimeToLive => "time_to_live",
             Self::Underlay => "underlay",
+            Self::FirstPacket => "first_packet",
         }
     }
 }
@@ -147,6 +151,8 @@ pub struct Totals {
     pub decapsulated: EntryCount,
     /// Taken out and put into a tunnel again: the node has left.
     pub late: EntryCount,
+    /// To a punted entry, and sent by the ordinary routes meanwhile.
+    pub around: EntryCount,
     /// Held for a punted entry, now.
     pub held: u64,
     /// In the order of [`DropReason::ALL`].
@@ -185,6 +191,11 @@ pub trait Encapsulator {
         limit: usize,
         out: &mut Vec<(Prefix, EntryCount)>,
     ) -> Result<Option<Prefix>, EncapError>;
+
+    /// The counts of one entry; `None` when it is not there, or cannot be counted.
+    fn count(&mut self, _prefix: Prefix) -> Option<EntryCount> {
+        None
+    }
 
     /// Of up to `limit` entries looked at, those that carried packets since they were last looked at
     /// here (or since they were set). As [`Self::counters`] otherwise.
@@ -236,6 +247,10 @@ impl<E: Encapsulator + ?Sized> Encapsulator for Box<E> {
         out: &mut Vec<(Prefix, EntryCount)>,
     ) -> Result<Option<Prefix>, EncapError> {
         (**self).counters(after, limit, out)
+    }
+
+    fn count(&mut self, prefix: Prefix) -> Option<EntryCount> {
+        (**self).count(prefix)
     }
 
     fn used(

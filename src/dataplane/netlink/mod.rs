@@ -4,6 +4,7 @@
 //! somebody else has made for the same prefix stays beside ours, and is never replaced or deleted.
 
 mod attribute;
+mod diversion;
 mod link;
 mod message;
 mod monitor;
@@ -17,6 +18,7 @@ use std::net::IpAddr;
 use netlink_packet_core::{NLM_F_CREATE, NLM_F_EXCL, NLM_F_REPLACE};
 use netlink_packet_route::RouteNetlinkMessage;
 
+pub use diversion::{Diversion, DiversionOptions, MARK};
 pub use link::{AccessLink, LinkState, SetupError};
 pub use monitor::{Monitor, Notice};
 pub use netfilter::{Counts, Deletions, SetChange, SetOf, Sets};

@@ -50,8 +50,10 @@ const RTA_TABLE: u16 = 15;
 const RTA_NH_ID: u16 = 30;
 
 const FRA_PRIORITY: u16 = 6;
+const FRA_FWMARK: u16 = 10;
 const FRA_PROTOCOL: u16 = 21;
 const FR_ACT_TO_TBL: u8 = 1;
+const FR_ACT_UNREACHABLE: u8 = 7;
 
 const IFLA_IFNAME: u16 = 3;
 const IFLA_MTU: u16 = 4;
@@ -86,6 +88,8 @@ pub enum To {
     Nexthop(u32),
     /// As if it were not in this table: the next rule decides.
     Throw,
+    /// Nowhere, without a word.
+    Blackhole,
 }
 
 /// One write.
@@ -143,7 +147,13 @@ pub struct Tunnels {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum What {
     Nexthops,
-    Routes { table: u8 },
+    Routes {
+        table: u8,
+    },
+    /// Of this table, and nothing else of it.
+    Blackholes {
+        table: u8,
+    },
 }
 
 impl Tunnels {
@@ -319,10 +329,36 @@ impl Tunnels {
     /// All packets look into the table first. (Any rule costs every packet that the machine
     /// forwards: 0.6 to 0.7 times what it costs without.)
     pub fn set_rule(&mut self, family: Family, priority: u32, table: u8) -> Result<(), OpError> {
+        self.new_rule(family, priority, table, FR_ACT_TO_TBL, |_| {})
+    }
+
+    /// Packets with this mark look into the main table, and nowhere else: two rules, of this
+    /// priority and the next.
+    pub fn set_mark_rules(
+        &mut self,
+        family: Family,
+        priority: u32,
+        mark: u32,
+    ) -> Result<(), OpError> {
+        let of_mark = |out: &mut Vec<u8>| push_u32(out, FRA_FWMARK, mark);
+        // The second one first: a packet never meets the first alone.
+        self.new_rule(family, priority + 1, 0, FR_ACT_UNREACHABLE, of_mark)?;
+        self.new_rule(family, priority, libc::RT_TABLE_MAIN, FR_ACT_TO_TBL, of_mark)
+    }
+
+    fn new_rule(
+        &mut self,
+        family: Family,
+        priority: u32,
+        table: u8,
+        action: u8,
+        selectors: impl Fn(&mut Vec<u8>),
+    ) -> Result<(), OpError> {
         let protocol = self.protocol;
         let result = self.one(|_, out| {
             let family = family_octet(family);
-            out.extend_from_slice(&[family, 0, 0, 0, table, 0, 0, FR_ACT_TO_TBL, 0, 0, 0, 0]);
+            out.extend_from_slice(&[family, 0, 0, 0, table, 0, 0, action, 0, 0, 0, 0]);
+            selectors(out);
             push_u32(out, FRA_PRIORITY, priority);
             push(out, FRA_PROTOCOL, &[protocol]);
             (libc::RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL)
@@ -374,6 +410,49 @@ impl Tunnels {
         }
     }
 
+    /// In a table, exactly these prefixes lead nowhere by routes of this protocol and metric.
+    pub fn set_blackholes(
+        &mut self,
+        table: u8,
+        metric: u32,
+        wanted: &[Prefix],
+    ) -> Result<(), OpError> {
+        let mut steps = Vec::new();
+        for family in Family::ALL {
+            self.begin(What::Blackholes { table }, family)?;
+            while self.continue_dump(|found| {
+                if let Dumped::Route { prefix, metric: of, to: To::Blackhole } = found
+                    && of == metric
+                    && !wanted.contains(&prefix)
+                {
+                    steps.push(Step::DeleteRoute { table, prefix, metric });
+                }
+            })? {}
+        }
+        let set = |&prefix: &Prefix| Step::SetRoute { table, prefix, metric, to: To::Blackhole };
+        steps.extend(wanted.iter().map(set));
+        let mut results = Vec::new();
+        self.apply(&steps, &mut results);
+        // Somebody may have taken away what is left over.
+        let failed = |result: Result<(), OpError>| result.err().filter(|e| *e != OpError::Missing);
+        results.into_iter().find_map(failed).map_or(Ok(()), Err)
+    }
+
+    /// Takes all routes of this protocol out of a table.
+    pub fn clear(&mut self, table: u8) -> Result<(), OpError> {
+        let mut steps = Vec::new();
+        for family in Family::ALL {
+            self.begin_routes(table, family)?;
+            while self.continue_dump(|found| {
+                if let Dumped::Route { prefix, metric, .. } = found {
+                    steps.push(Step::DeleteRoute { table, prefix, metric });
+                }
+            })? {}
+        }
+        self.apply(&steps, &mut Vec::new());
+        Ok(())
+    }
+
     pub fn begin_nexthops(&mut self) -> Result<(), OpError> {
         self.begin(What::Nexthops, Family::Ipv4)
     }
@@ -392,9 +471,15 @@ impl Tunnels {
                 body.extend_from_slice(&[0; 8]);
                 RTM_GETNEXTHOP
             }
-            What::Routes { table } => {
+            What::Routes { table } | What::Blackholes { table } => {
                 let family = family_octet(family);
-                body.extend_from_slice(&[family, 0, 0, 0, table, self.protocol, 0, 0, 0, 0, 0, 0]);
+                // Of any type, or of one: a table may have a million others.
+                let kind = match what {
+                    What::Blackholes { .. } => libc::RTN_BLACKHOLE,
+                    What::Routes { .. } | What::Nexthops => libc::RTN_UNSPEC,
+                };
+                let protocol = self.protocol;
+                body.extend_from_slice(&[family, 0, 0, 0, table, protocol, 0, kind, 0, 0, 0, 0]);
                 push_u32(&mut body, RTA_TABLE, u32::from(table));
                 libc::RTM_GETROUTE
             }
@@ -411,7 +496,7 @@ impl Tunnels {
         let more = requests.continue_dump_raw(|_, body| {
             let found = match what {
                 What::Nexthops => nexthop(body, protocol),
-                What::Routes { table } => route(body, protocol, table),
+                What::Routes { table } | What::Blackholes { table } => route(body, protocol, table),
             };
             if let Some(found) = found {
                 sink(found);
@@ -561,6 +646,7 @@ impl Step {
                 let kind = match to {
                     To::Nexthop(_) => libc::RTN_UNICAST,
                     To::Throw => libc::RTN_THROW,
+                    To::Blackhole => libc::RTN_BLACKHOLE,
                 };
                 let scope = libc::RT_SCOPE_UNIVERSE;
                 route_header(out, *table, *prefix, protocol, scope, kind, *metric);
@@ -705,6 +791,7 @@ fn route(body: &[u8], protocol: u8, wanted: u8) -> Option<Dumped> {
     let to = match kind {
         libc::RTN_THROW => To::Throw,
         libc::RTN_UNICAST => To::Nexthop(nexthop?),
+        libc::RTN_BLACKHOLE => To::Blackhole,
         _ => return None,
     };
     Some(Dumped::Route { prefix: Prefix::new(destination.unwrap_or(any), len)?, metric, to })

@@ -49,10 +49,11 @@ pub const EVENTS_MAX: usize = 4_096;
 const ICMP_PER_SECOND: u32 = 100;
 const ICMP_BURST: u32 = 100;
 
-/// A late packet of the same sender to the same destination is told once in so long. So many pairs
-/// are remembered; two that share a place are told more often.
-const LATE_AGAIN: Duration = Duration::from_secs(1);
-const LATE_PLACES: usize = 1_024;
+/// A late packet of the same sender to the same destination is told once in so long, and so is a
+/// destination that is asked for and not held. So many are remembered; two that share a place are
+/// told more often.
+const TELL_AGAIN: Duration = Duration::from_secs(1);
+const TOLD_PLACES: usize = 1_024;
 
 /// As [`Use::Punt`]: so long after a prefix has got its mapping, packets that were on their way
 /// here already go back to the kernel. After that one that still comes is dropped, because then
@@ -69,6 +70,17 @@ pub enum Use {
     Punt,
 }
 
+/// What becomes of packets to a prefix while its mapping is being asked for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum FirstPackets {
+    /// They wait for it.
+    #[default]
+    Hold,
+    /// They take the ordinary routes, which lead to the home anchor: the triangle.
+    Triangle,
+    Drop,
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     pub used_for: Use,
@@ -81,6 +93,8 @@ pub struct Config {
     /// The largest packet that the underlay carries (L of RFC 9300 §7.1).
     pub underlay_mtu: u16,
     pub hold: HoldLimits,
+    /// Of each configured prefix; the others hold.
+    pub first_packets: Vec<(Prefix, FirstPackets)>,
 }
 
 impl Config {
@@ -118,6 +132,8 @@ pub enum Inner {
     Held,
     /// Back to the kernel, as it is.
     Back,
+    /// To the kernel, as it is, for the routes that would be there without tunnels.
+    Around,
     /// What becomes of it is in [`Engine::pop_output`] (it was split).
     Replaced,
     /// What the kernel says on any interface (MLD, router solicitations).
@@ -206,6 +222,9 @@ pub struct Engine {
     free: Vec<u32>,
     allowed: Table<()>,
     hold: Hold,
+    first_packets: Table<FirstPackets>,
+    /// Destinations that were asked for without being held.
+    asked: Box<[(u64, Instant)]>,
     /// As [`Use::Punt`]: what goes back to the kernel until when.
     back: Table<Instant>,
     back_order: VecDeque<(Instant, Prefix)>,
@@ -256,8 +275,14 @@ impl Tokens {
 impl Engine {
     pub fn new(config: Config) -> Self {
         let hold = Hold::new(config.hold);
+        let mut first_packets = Table::default();
+        for &(prefix, first) in &config.first_packets {
+            first_packets.insert(prefix, first);
+        }
         Self {
             config,
+            first_packets,
+            asked: vec![(0, Instant::ZERO); TOLD_PLACES].into(),
             groups: Vec::new(),
             entries: Table::default(),
             slab: Vec::new(),
@@ -268,7 +293,7 @@ impl Engine {
             back_order: VecDeque::new(),
             outputs: VecDeque::new(),
             events: VecDeque::new(),
-            late_told: vec![(0, Instant::ZERO); LATE_PLACES].into(),
+            late_told: vec![(0, Instant::ZERO); TOLD_PLACES].into(),
             icmp: Tokens { tokens: ICMP_BURST, filled_at: Instant::ZERO },
             counters: Counters::default(),
         }
@@ -462,7 +487,33 @@ impl Engine {
         }
     }
 
+    /// A packet without a mapping.
     fn keep(&mut self, slot: &[u8], head: &Head, now: Instant) -> Inner {
+        let first = self.first_packets.lookup_mut(head.destination).map(|(_, first)| *first);
+        match first.unwrap_or_default() {
+            FirstPackets::Hold => self.hold_packet(slot, head, now),
+            FirstPackets::Triangle => {
+                self.ask_for(head, now);
+                self.counters.totals.around.packets += 1;
+                self.counters.totals.around.octets += head.len as u64;
+                Inner::Around
+            }
+            FirstPackets::Drop => {
+                self.ask_for(head, now);
+                Inner::Dropped(self.drop_packet(DropReason::FirstPacket))
+            }
+        }
+    }
+
+    fn ask_for(&mut self, head: &Head, now: Instant) {
+        let key = FixedState::with_seed(1).hash_one(head.destination);
+        if is_told_now(&mut self.asked, key, now) {
+            let Head { source, destination, .. } = *head;
+            self.tell(EncapEvent::Miss { source, destination });
+        }
+    }
+
+    fn hold_packet(&mut self, slot: &[u8], head: &Head, now: Instant) -> Inner {
         let kept = self.hold.keep(head.destination, &slot[..HEADROOM + head.len], now);
         if kept.ask {
             let Head { source, destination, .. } = *head;
@@ -565,7 +616,7 @@ impl Engine {
             }
             Inner::Replaced => {}
             Inner::Dropped(reason) => return FromTunnel::Dropped(reason),
-            Inner::Held | Inner::Back | Inner::Ignored => {
+            Inner::Held | Inner::Back | Inner::Around | Inner::Ignored => {
                 unreachable!("a group encapsulates or drops")
             }
         }
@@ -576,11 +627,7 @@ impl Engine {
 
     fn tell_late(&mut self, rloc: IpAddr, iid: InstanceId, head: &Head, now: Instant) {
         let key = FixedState::with_seed(1).hash_one((rloc, head.destination));
-        let place = &mut self.late_told[key as usize % LATE_PLACES];
-        // An instant of 0 is a place that was never used.
-        let again = place.0 != key || now.saturating_since(place.1) >= LATE_AGAIN;
-        if again {
-            *place = (key, now);
+        if is_told_now(&mut self.late_told, key, now) {
             let Head { source, destination, .. } = *head;
             self.tell(EncapEvent::Late { rloc, iid, source, destination });
         }
@@ -703,7 +750,7 @@ impl Engine {
                         slot.drain(..start);
                         self.outputs.push_back(Output::Datagram { to: rloc, octets: slot });
                     }
-                    Inner::Held | Inner::Back | Inner::Ignored => {
+                    Inner::Held | Inner::Back | Inner::Around | Inner::Ignored => {
                         unreachable!("the entry is not punted")
                     }
                     Inner::Replaced | Inner::Dropped(_) => {}
@@ -808,6 +855,11 @@ impl Engine {
         self.walk(after, limit, |entry| out.push((entry.prefix, entry.count)))
     }
 
+    pub fn entry_count(&mut self, prefix: Prefix) -> Option<EntryCount> {
+        let at = *self.entries.find_mut(prefix)?;
+        self.slab[at as usize].as_ref().map(|entry| entry.count)
+    }
+
     /// Entries that carried packets since the last look.
     pub fn used(
         &mut self,
@@ -821,6 +873,17 @@ impl Engine {
             }
         })
     }
+}
+
+/// Whether something is told, or was a moment ago.
+fn is_told_now(told: &mut [(u64, Instant)], key: u64, now: Instant) -> bool {
+    let place = &mut told[key as usize % TOLD_PLACES];
+    // An instant of 0 is a place that was never used.
+    let again = place.0 != key || now.saturating_since(place.1) >= TELL_AGAIN;
+    if again {
+        *place = (key, now);
+    }
+    again
 }
 
 #[cfg(test)]

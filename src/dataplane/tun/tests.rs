@@ -24,6 +24,7 @@ fn config(used_for: Use) -> Config {
         source6: Some("2001:db8::1".parse().unwrap()),
         underlay_mtu: 1500,
         hold: HoldLimits::default(),
+        first_packets: Vec::new(),
     }
 }
 
@@ -264,6 +265,52 @@ fn held_packets_leave_in_order_when_the_entry_is_set_and_before_any_other() {
     let counters = bench.engine.counters();
     assert_eq!((counters.expired, counters.released, counters.totals.held), (5, 5, 0));
     assert_eq!(bench.dropped(DropReason::NotHeld), 5);
+}
+
+/// What first packets do is said for each prefix: wait, take the ordinary routes, or be dropped. The
+/// mapping system is asked for all of them, once a second.
+#[test]
+fn first_packets_wait_or_go_around_or_are_dropped() {
+    for used_for in [Use::Encapsulate, Use::Punt] {
+        let first_packets = vec![
+            (prefix("10.1.0.0/16"), FirstPackets::Triangle),
+            (prefix("10.1.2.0/24"), FirstPackets::Drop),
+            (prefix("10.1.3.0/24"), FirstPackets::Hold),
+        ];
+        let engine = Engine::new(Config { first_packets, ..config(used_for) });
+        let mut bench = Bench { engine, now: at(10_000) };
+        bench.entry("10.1.0.0/16", EntryAction::Punt);
+        bench.entry("10.1.2.0/24", EntryAction::Punt);
+        bench.entry("10.1.3.0/24", EntryAction::Punt);
+        let source = ip("10.9.0.1");
+        for (to, verdict) in [
+            ("10.1.0.7", Inner::Around),
+            ("10.1.2.7", Inner::Dropped(DropReason::FirstPacket)),
+            ("10.1.3.7", Inner::Held),
+        ] {
+            let sent = packet("10.9.0.1", to, 1, 0, 1);
+            let miss = EncapEvent::Miss { source, destination: ip(to) };
+            for asked in [&[miss][..], &[]] {
+                assert_eq!(bench.inner(&sent), Err(verdict), "{to}");
+                assert_eq!(bench.events(), asked, "{to}");
+            }
+            bench.now += Duration::from_secs(1);
+            assert_eq!(bench.inner(&sent), Err(verdict), "{to}");
+            assert_eq!(bench.events().len(), 1, "{to}: nobody has answered");
+        }
+        let totals = bench.engine.counters().totals;
+        assert_eq!((totals.around.packets, totals.around.octets), (3, 3 * 29));
+        assert_eq!((bench.dropped(DropReason::FirstPacket), totals.held), (3, 3));
+    }
+    // With a mapping there is no difference any more.
+    let first_packets = vec![(prefix("10.1.0.0/16"), FirstPackets::Triangle)];
+    let engine = Engine::new(Config { first_packets, ..config(Use::Encapsulate) });
+    let mut bench = Bench { engine, now: at(10_000) };
+    bench.entry("10.1.0.0/16", EntryAction::Punt);
+    bench.group(0, &[(RLOC, 1)]);
+    bench.entry("10.1.0.7/32", EntryAction::Group(GroupId(0)));
+    assert!(bench.inner(&packet("10.9.0.1", "10.1.0.7", 1, 0, 1)).is_ok());
+    assert_eq!(bench.inner(&packet("10.9.0.1", "10.1.0.8", 1, 0, 1)), Err(Inner::Around));
 }
 
 /// A refusal by the mapping system ends the waiting too.

@@ -243,6 +243,10 @@ impl<E: Encapsulator> Encapsulator for Beside<E> {
         self.inner.counters(after, limit, out)
     }
 
+    fn count(&mut self, prefix: Prefix) -> Option<EntryCount> {
+        self.inner.count(prefix)
+    }
+
     fn used(
         &mut self,
         after: Option<Prefix>,
@@ -256,8 +260,10 @@ impl<E: Encapsulator> Encapsulator for Beside<E> {
         let mut totals = self.inner.totals()?;
         let held = self.tun.totals()?;
         totals.held += held.held;
-        let not_held = DropReason::NotHeld as usize;
-        totals.dropped[not_held] += held.dropped[not_held];
+        totals.around = held.around;
+        for reason in [DropReason::NotHeld, DropReason::FirstPacket] {
+            totals.dropped[reason as usize] += held.dropped[reason as usize];
+        }
         Ok(totals)
     }
 

@@ -244,6 +244,13 @@ pub struct Outgoing<'a> {
     pub octets: &'a [u8],
 }
 
+/// Whether the socket takes something within the time.
+fn has_room(fd: RawFd, wait_ms: libc::c_int) -> bool {
+    let mut entry = libc::pollfd { fd, events: libc::POLLOUT, revents: 0 };
+    // SAFETY: the pointer describes `entry`, which outlives the call.
+    unsafe { libc::poll(&raw mut entry, 1, wait_ms) > 0 }
+}
+
 /// Sends datagrams in batches.
 pub struct Sender {
     parts: Parts,
@@ -262,17 +269,27 @@ impl Sender {
         fd: RawFd,
         datagrams: impl IntoIterator<Item = Outgoing<'a>>,
     ) -> Sent {
+        self.send_within(fd, 0, datagrams)
+    }
+
+    /// The same, but for a full buffer it waits, up to so many milliseconds for each batch.
+    pub fn send_within<'a>(
+        &mut self,
+        fd: RawFd,
+        wait_ms: libc::c_int,
+        datagrams: impl IntoIterator<Item = Outgoing<'a>>,
+    ) -> Sent {
         let mut sent = Sent::default();
         let mut filled = 0;
         for datagram in datagrams {
             self.put(filled, datagram);
             filled += 1;
             if filled == BATCH {
-                self.send_first(fd, filled, &mut sent);
+                self.send_first(fd, wait_ms, filled, &mut sent);
                 filled = 0;
             }
         }
-        self.send_first(fd, filled, &mut sent);
+        self.send_first(fd, wait_ms, filled, &mut sent);
         sent
     }
 
@@ -289,7 +306,7 @@ impl Sender {
     }
 
     /// The first `filled` messages. The datagrams they came from are still borrowed.
-    fn send_first(&mut self, fd: RawFd, filled: usize, sent: &mut Sent) {
+    fn send_first(&mut self, fd: RawFd, wait_ms: libc::c_int, filled: usize, sent: &mut Sent) {
         let mut next = 0;
         while next < filled {
             let rest = &mut self.parts.headers[next..filled];
@@ -311,6 +328,7 @@ impl Sender {
                 }
                 Err(_) => match io::Error::last_os_error().kind() {
                     io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::WouldBlock if wait_ms > 0 && has_room(fd, wait_ms) => {}
                     io::ErrorKind::WouldBlock => {
                         sent.refused += (filled - next) as u64;
                         next = filled;

@@ -4,7 +4,7 @@
 
 mod beside;
 pub mod late;
-mod mmsg;
+pub(super) mod mmsg;
 pub mod tun;
 pub mod udp;
 

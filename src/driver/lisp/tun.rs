@@ -34,12 +34,13 @@ use crate::dataplane::OpError;
 use crate::dataplane::encap::{Caps, EncapError, Encapsulator, Families, Totals};
 use crate::dataplane::netlink::{Dumped, ENCAP_RULE, ENCAP_TABLE, Step, To, Tunnels, Via};
 use crate::dataplane::tun::{
-    Config, Counters, DECAP_MAX, ENTRIES_MAX, Engine, FromTunnel, GROUPS_MAX, HEADROOM, Inner,
-    Output, Table, Use,
+    Config, Counters, DECAP_MAX, ENTRIES_MAX, Engine, FirstPackets, FromTunnel, GROUPS_MAX,
+    HEADROOM, Inner, Output, Table, Use,
 };
 use crate::types::lisp::{EncapChange, EncapEvent, EntryAction, EntryCount};
 use crate::types::seam::IfIndex;
 use crate::types::{Family, Instant, Prefix};
+use crate::wire::encap::Head;
 use crate::wire::lisp::DATA_PORT;
 
 /// The device, unless told otherwise.
@@ -69,6 +70,25 @@ pub struct Settings {
     pub engine: Config,
     /// Makes the routes of entries. `None`: somebody else does.
     pub routes: Option<RouteOptions>,
+    /// For packets that go around the tunnels.
+    pub around: AroundOptions,
+}
+
+/// How packets are told from others that should not look into our table.
+#[derive(Clone, Debug)]
+pub struct AroundOptions {
+    pub protocol: u8,
+    /// Priority of the first of two rules; before those of the routes.
+    pub rule: u32,
+    /// Of these packets, by which the rules know them.
+    pub mark: u32,
+}
+
+impl Default for AroundOptions {
+    fn default() -> Self {
+        // Behind it the second one.
+        Self { protocol: 107, rule: ENCAP_RULE - 3, mark: 0x6b69_6c6c }
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -87,15 +107,20 @@ impl Default for RouteOptions {
 
 impl Settings {
     pub fn new(engine: Config) -> Self {
-        Self { device: DEVICE.to_owned(), engine, routes: Some(RouteOptions::default()) }
+        Self {
+            device: DEVICE.to_owned(),
+            engine,
+            routes: Some(RouteOptions::default()),
+            around: AroundOptions::default(),
+        }
     }
 }
 
 /// An eventfd: wakes who waits on it.
-struct Bell(OwnedFd);
+pub(in crate::driver) struct Bell(OwnedFd);
 
 impl Bell {
-    fn new() -> io::Result<Self> {
+    pub(in crate::driver) fn new() -> io::Result<Self> {
         // SAFETY: plain integers; the result is checked.
         let raw = unsafe { libc::eventfd(0, libc::EFD_NONBLOCK | libc::EFD_CLOEXEC) };
         if raw < 0 {
@@ -105,14 +130,18 @@ impl Bell {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(raw) }))
     }
 
-    fn ring(&self) {
+    pub(in crate::driver) fn ring(&self) {
         let count = 1_u64;
         // SAFETY: the pointer and the length describe an integer that outlives the call. It only
         // fails when it was rung very often and nobody came.
         unsafe { libc::write(self.0.as_raw_fd(), (&raw const count).cast(), 8) };
     }
 
-    fn silence(&self) {
+    pub(in crate::driver) fn fd(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+
+    pub(in crate::driver) fn silence(&self) {
         let mut count = 0_u64;
         // SAFETY: as above.
         unsafe { libc::read(self.0.as_raw_fd(), (&raw mut count).cast(), 8) };
@@ -164,6 +193,10 @@ impl Tun {
             Use::Encapsulate => Tunnel::open(config)?,
             Use::Punt => Tunnel::default(),
         };
+        let around = match config.first_packets.iter().any(|(_, f)| *f == FirstPackets::Triangle) {
+            true => Around::open(&settings.around)?,
+            false => Around::default(),
+        };
         let routes = match &settings.routes {
             Some(options) => Some(Routes::open(options, link)?),
             None => None,
@@ -175,7 +208,7 @@ impl Tun {
             stop: AtomicBool::new(false),
             started: time::Instant::now(),
         });
-        let mut worker = Worker::new(Arc::clone(&shared), device, tunnel);
+        let mut worker = Worker::new(Arc::clone(&shared), device, tunnel, around);
         let thread = std::thread::Builder::new()
             .name("killick-tun".to_owned())
             .spawn(move || worker.run())?;
@@ -273,6 +306,10 @@ impl Encapsulator for Tun {
         out: &mut Vec<(Prefix, EntryCount)>,
     ) -> Result<Option<Prefix>, EncapError> {
         Ok(self.shared.engine().entry_counts(after, limit, out))
+    }
+
+    fn count(&mut self, prefix: Prefix) -> Option<EntryCount> {
+        self.shared.engine().entry_count(prefix)
     }
 
     fn used(
@@ -449,7 +486,7 @@ impl Routes {
 
 // ---- the device and the sockets ---------------------------------------------------------------
 
-fn interface_request(name: &str) -> io::Result<libc::ifreq> {
+pub(in crate::driver) fn interface_request(name: &str) -> io::Result<libc::ifreq> {
     if name.is_empty() || name.len() >= libc::IFNAMSIZ || name.contains('\0') {
         return Err(io::Error::new(io::ErrorKind::InvalidInput, "not an interface name"));
     }
@@ -461,7 +498,7 @@ fn interface_request(name: &str) -> io::Result<libc::ifreq> {
     Ok(request)
 }
 
-fn open_device(name: &str) -> io::Result<File> {
+pub(in crate::driver) fn open_device(name: &str) -> io::Result<File> {
     let device = OpenOptions::new()
         .read(true)
         .write(true)
@@ -473,7 +510,11 @@ fn open_device(name: &str) -> io::Result<File> {
     Ok(device)
 }
 
-fn ioctl(fd: &impl AsRawFd, number: libc::Ioctl, request: &libc::ifreq) -> io::Result<()> {
+pub(in crate::driver) fn ioctl(
+    fd: &impl AsRawFd,
+    number: libc::Ioctl,
+    request: &libc::ifreq,
+) -> io::Result<()> {
     // SAFETY: `request` is what these requests take, and outlives the call.
     let rc = unsafe { libc::ioctl(fd.as_raw_fd(), number, request) };
     if rc == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
@@ -526,6 +567,31 @@ struct Tunnel {
     data: Vec<Socket>,
     raw4: Option<Socket>,
     raw6: Option<Socket>,
+}
+
+/// Where packets leave that go around the tunnels. Our rule would lead them back to the device, time
+/// and again, since no kernel forwards them that counts hops; so they are marked, and have rules of
+/// their own. Empty where no first packet takes the triangle.
+#[derive(Default)]
+struct Around {
+    raw4: Option<Socket>,
+    raw6: Option<Socket>,
+}
+
+impl Around {
+    fn open(options: &AroundOptions) -> io::Result<Self> {
+        let mut tunnels = Tunnels::open(options.protocol)?;
+        for family in Family::ALL {
+            let set = tunnels.set_mark_rules(family, options.rule, options.mark);
+            set.map_err(io::Error::other)?;
+        }
+        let marked = |domain| {
+            let socket = raw_socket(domain)?;
+            socket.set_mark(options.mark)?;
+            Ok::<_, io::Error>(socket)
+        };
+        Ok(Self { raw4: Some(marked(Domain::IPV4)?), raw6: Some(marked(Domain::IPV6)?) })
+    }
 }
 
 /// linux/udp.h: a zero checksum is taken over IPv6 (RFC 6935), as RFC 9300 §5.3 wants.
@@ -590,6 +656,7 @@ struct Worker {
     shared: Arc<Shared>,
     device: File,
     tunnel: Tunnel,
+    around: Around,
     slots: Vec<u8>,
     sender: Sender,
     receiver: Receiver,
@@ -601,11 +668,12 @@ struct Worker {
 const SLOT: usize = HEADROOM + PACKET_BYTES_MAX + 184;
 
 impl Worker {
-    fn new(shared: Arc<Shared>, device: File, tunnel: Tunnel) -> Self {
+    fn new(shared: Arc<Shared>, device: File, tunnel: Tunnel, around: Around) -> Self {
         Self {
             shared,
             device,
             tunnel,
+            around,
             slots: vec![0; SLOT * BATCH],
             sender: Sender::new(),
             receiver: Receiver::new(PACKET_BYTES_MAX),
@@ -700,6 +768,7 @@ impl Worker {
         }
         let mut back = [0; BATCH];
         let mut backs = 0;
+        let mut around = Vec::new();
         // What was held goes before what came now, also when it was set free this moment.
         let shared = Arc::clone(&self.shared);
         let mut engine = shared.engine();
@@ -720,6 +789,7 @@ impl Worker {
                     back[backs] = at;
                     backs += 1;
                 }
+                Inner::Around => around.push(at),
                 Inner::Held | Inner::Replaced | Inner::Ignored | Inner::Dropped(_) => {}
             }
         }
@@ -729,8 +799,36 @@ impl Worker {
         for &at in &back[..backs] {
             self.write_back(&self.slots[at * SLOT..][HEADROOM..HEADROOM + lens[at]]);
         }
+        if !around.is_empty() {
+            let packets = around.iter().map(|&at| (at * SLOT + HEADROOM, lens[at])).collect();
+            self.send_around(packets);
+        }
         self.after_batch(outputs, events);
         count
+    }
+
+    /// Whole packets in the slots, for the ordinary routes.
+    fn send_around(&mut self, packets: Vec<(usize, usize)>) {
+        let mut refused = 0;
+        for (version, socket) in [(4, &self.around.raw4), (6, &self.around.raw6)] {
+            let slots = &self.slots;
+            let datagrams = packets.iter().filter_map(|&(start, len)| {
+                let octets = &slots[start..start + len];
+                let to = Head::of(octets).ok().map(|head| head.destination)?;
+                (octets[0] >> 4 == version).then_some(Outgoing {
+                    to: SocketAddr::new(to, 0),
+                    from: None,
+                    octets,
+                })
+            });
+            refused += match socket {
+                Some(socket) => self.sender.send(socket.as_raw_fd(), datagrams).refused,
+                None => datagrams.count() as u64,
+            };
+        }
+        if refused > 0 {
+            self.shared.engine().count_refused(refused);
+        }
     }
 
     fn send_ready(&mut self) {

@@ -293,17 +293,20 @@ impl Endpoint {
 }
 
 /// Beyond net.core.rmem_max where that is allowed; a smaller buffer only means more repetitions.
-pub(super) fn set_receive_buffer(socket: &impl AsRawFd, octets: usize) -> io::Result<()> {
+pub(in crate::driver) fn set_receive_buffer(
+    socket: &impl AsRawFd,
+    octets: usize,
+) -> io::Result<()> {
     let size = libc::c_int::try_from(octets).expect("some MiB");
     set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, &size)
         .or_else(|_| set_option(socket, libc::SOL_SOCKET, libc::SO_RCVBUF, &size))
 }
 
-pub(super) fn set_on(socket: &impl AsRawFd, level: i32, name: i32) -> io::Result<()> {
+pub(in crate::driver) fn set_on(socket: &impl AsRawFd, level: i32, name: i32) -> io::Result<()> {
     set_option(socket, level, name, &1)
 }
 
-pub(super) fn set_option(
+pub(in crate::driver) fn set_option(
     socket: &impl AsRawFd,
     level: i32,
     name: i32,

@@ -26,13 +26,14 @@ pub use notes::{Stored, read as read_note};
 
 use super::flow::Node;
 use super::output::Output;
-use super::timeline::Phase;
+use super::timeline::{Detail, Learnt, Phase};
 use crate::gateway::Ingress;
 use crate::proto::lisp::server::{self, MapServer, Mapping, Mappings};
 use crate::proto::lisp::xtr::{self, Xtr};
 use crate::types::lisp::{
     EncapChange, EncapEvent, EntryAction, InstanceId, MapVersion, NegativeAction, RlocSet,
 };
+use crate::types::seam::Sighting;
 use crate::types::transfer::Report;
 use crate::types::{
     AnchorId, Binding, Claim, Generation, Instant, Lifetime, Locator, MnId, Prefix,
@@ -197,6 +198,9 @@ impl Node {
     pub fn start_lisp(&mut self, lisp: Lisp, now: Instant, out: &mut Vec<Output>) {
         let LispConfig { iid, rlocs, home_pools, ingress, .. } = lisp.config.clone();
         self.lisp = Some(lisp);
+        if self.speaker.is_none() && self.config.controllers.is_empty() {
+            self.timeline.set_announces_nothing();
+        }
         let mut changes = Vec::new();
         if let Some(lisp) = &mut self.lisp {
             for (prefix, action) in ingress {
@@ -285,19 +289,28 @@ impl Node {
         self.carry_xtr(said, now, out);
     }
 
-    /// Asks the mapping system for an address, as its first packet would. False when it is known
-    /// already, or nobody can be asked.
-    pub fn look_up(&mut self, eid: IpAddr, now: Instant, out: &mut Vec<Output>) -> bool {
-        let Some(lisp) = &mut self.lisp else { return false };
-        let Some(itr) = &mut lisp.xtr.itr else { return false };
-        if itr.lookup(Prefix::host(eid)).is_some() {
-            return false;
-        }
+    /// Asks the mapping system for an address, as its first packet would. `None` where there is
+    /// nobody to do it: a map-server looks into its own tables.
+    pub fn look_up(
+        &mut self,
+        eid: IpAddr,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) -> Option<xtr::Miss> {
+        let lisp = self.lisp.as_mut().filter(|lisp| lisp.server.is_none())?;
+        let itr = lisp.xtr.itr.as_mut()?;
         let source = lisp.config.rlocs.iter().next().map_or(eid, |r| r.addr);
         let mut said = Vec::new();
-        itr.handle_miss(source, eid, now, &mut said);
+        let miss = itr.handle_miss(source, eid, now, &mut said);
         self.carry_xtr(said, now, out);
-        true
+        Some(miss)
+    }
+
+    /// What the map-server here tells of a prefix, and what it is about.
+    pub fn served(&self, prefix: Prefix) -> Option<server::LookupView<'_>> {
+        let lisp = self.lisp.as_ref()?;
+        let bound = Bound { location: &self.location, iid: lisp.config.iid };
+        Some(lisp.server.as_ref()?.lookup(lisp.config.iid, prefix, &bound))
     }
 
     /// The pool of a prefix, and its home.
@@ -344,7 +357,7 @@ impl Node {
         let version = MapVersion::of_generation(generation);
         let rlocs = lisp.config.rlocs.clone();
         if etr.registrar.set(lisp.config.iid, prefix, rlocs, version) {
-            self.record(now, None, prefix, Phase::Registering, None, "");
+            self.record(now, None, prefix, Phase::Registering, None, "Map-Register");
         }
     }
 
@@ -402,6 +415,13 @@ impl Node {
         self.refresh_entry(prefix, out);
     }
 
+    /// Late packets go by an entry of FE_I again.
+    pub(super) fn lisp_path_ended(&mut self, prefix: Prefix, out: &mut Vec<Output>) {
+        if self.lisp.is_some() {
+            self.refresh_entry(prefix, out);
+        }
+    }
+
     fn expire_departed(&mut self, now: Instant, out: &mut Vec<Output>) {
         while let Some(lisp) = &mut self.lisp
             && let Some(&(at, prefix)) = lisp.departed_until.first()
@@ -415,13 +435,16 @@ impl Node {
 
     /// FE_I's entry of one prefix: delivered here, sent on, or as the map-cache has it.
     fn refresh_entry(&mut self, prefix: Prefix, out: &mut Vec<Output>) {
+        let is_delivered = self.egress.find(prefix).is_some();
+        let is_sent_on = self.is_sent_on(prefix);
         let Some(lisp) = &mut self.lisp else { return };
         let mut changes = Vec::new();
         let iid = lisp.config.iid;
         let ingress = &mut lisp.ingress;
         let cached = lisp.xtr.itr.as_ref().and_then(|itr| itr.lookup(prefix));
         let exact = cached.filter(|(found, _)| *found == prefix).map(|(_, mapping)| mapping);
-        if self.egress.find(prefix).is_some() {
+        // The kernel leads to the node, or to where its packets wait and go on from.
+        if is_delivered || is_sent_on {
             let no_rlocs = RlocSet::default();
             let native = NegativeAction::NativelyForward;
             ingress.set_mapping(iid, prefix, &no_rlocs, native, &mut changes);
@@ -457,15 +480,22 @@ impl Node {
                     let held = self.location.find(prefix).is_some();
                     tracing::debug!(%prefix, %server, "registered");
                     if held {
-                        self.record(now, None, prefix, Phase::Registered, None, "");
+                        self.record(now, None, prefix, Phase::Registered, None, "Map-Notify");
                     }
                 }
                 xtr::Output::MovedAway { prefix, rlocs, version, .. } => {
                     self.handle_moved_away(prefix, &rlocs, version, now, out);
                 }
-                xtr::Output::SetMapping { prefix, rlocs, .. } => {
-                    let detail = if rlocs.is_empty() { "no locators" } else { "" };
+                xtr::Output::SetMapping { prefix, rlocs, version, .. } => {
+                    let itr = self.lisp.as_ref().and_then(|lisp| lisp.xtr.itr.as_ref());
+                    let cached = itr.and_then(|itr| itr.lookup(prefix));
+                    let learnt = Learnt {
+                        version,
+                        rloc: rlocs.iter().min_by_key(|r| r.priority).map(|r| r.addr),
+                        is_pushed: cached.is_some_and(|(_, mapping)| mapping.is_pushed()),
+                    };
                     let name = self.name_of(prefix);
+                    let detail = Detail::Mapping(learnt);
                     self.record(now, Some(name), prefix, Phase::MappingSet, None, detail);
                     self.refresh_entry(prefix, out);
                 }
@@ -511,10 +541,14 @@ impl Node {
                         self.handle_registered(anchor, prefix, version, &rlocs, now, out);
                     }
                 }
-                server::Output::Withdrawn { anchor, prefix, mobile, .. }
-                | server::Output::Expired { anchor, prefix, mobile, .. } => {
+                server::Output::Withdrawn { anchor, prefix, mobile, .. } => {
                     if mobile {
-                        self.handle_unregistered(anchor, prefix, now, out);
+                        self.handle_unregistered(anchor, prefix, "Map-Register", now, out);
+                    }
+                }
+                server::Output::Expired { anchor, prefix, mobile, .. } => {
+                    if mobile {
+                        self.handle_unregistered(anchor, prefix, "not refreshed", now, out);
                     }
                 }
                 server::Output::Persist(record) => {
@@ -591,7 +625,8 @@ impl Node {
         if let Some(lisp) = &mut self.lisp {
             lisp.adopted.remove(&prefix);
         }
-        self.handle_report(anchor, Report { binding, present: true }, now, out);
+        let by = Sighting::MapRegister;
+        self.handle_report_by(anchor, Report { binding, present: true }, by, now, out);
         // Somebody else has it, by a newer claim: the one who registered is told.
         if self.location.find(prefix).is_some_and(|b| b.anchor != anchor) {
             if let Some(lisp) = &mut self.lisp {
@@ -605,12 +640,14 @@ impl Node {
         &mut self,
         anchor: AnchorId,
         prefix: Prefix,
+        why: &'static str,
         now: Instant,
         out: &mut Vec<Output>,
     ) {
-        let held = self.location.find(prefix).filter(|b| b.anchor == anchor).cloned();
-        if let Some(binding) = held {
-            self.handle_report(anchor, Report { binding, present: false }, now, out);
+        let held = self.location.find(prefix).filter(|b| b.anchor == anchor);
+        if let Some(claim) = held.map(Binding::claim) {
+            self.record(now, None, prefix, Phase::Left, Some(anchor), why);
+            self.let_go(prefix, claim, now, out);
         }
     }
 
@@ -623,7 +660,7 @@ impl Node {
         server.publish(now, lisp.config.iid, prefix, mapping, &mut said);
         let published = said.iter().any(|o| matches!(o, server::Output::Send { .. }));
         if published {
-            self.record(now, None, prefix, Phase::Published, None, "");
+            self.record(now, None, prefix, Phase::Published, None, "Map-Notify");
         }
         self.carry_server(said, now, out);
     }
@@ -646,7 +683,7 @@ impl Node {
         }
         for prefix in std::mem::take(&mut lisp.adopted) {
             if let Some(anchor) = self.location.find(prefix).map(|b| b.anchor) {
-                self.handle_unregistered(anchor, prefix, now, out);
+                self.handle_unregistered(anchor, prefix, "not registered again", now, out);
             }
         }
     }

@@ -17,6 +17,7 @@ use serde::Serialize;
 
 use super::translate::{self, Hello, Incoming};
 use crate::types::transfer::Signal;
+use crate::types::transient::PathEnd;
 use crate::types::{AnchorId, Instant};
 use crate::wire::WireError;
 use crate::wire::cxtp::profile::PROFILE_VERSION;
@@ -55,6 +56,8 @@ impl Role {
 pub struct PeerConfig {
     pub own: AnchorId,
     pub own_role: Role,
+    /// Where we take packets of transient paths.
+    pub path_end: Option<PathEnd>,
     /// Who must be at the other end.
     pub peer: AnchorId,
     /// From the stream's start to the peer's hello.
@@ -75,6 +78,7 @@ impl PeerConfig {
         Self {
             own,
             own_role,
+            path_end: None,
             peer,
             hello_max: Duration::from_secs(5),
             keepalive: Duration::from_secs(3),
@@ -122,6 +126,8 @@ pub enum DownReason {
 pub enum Output {
     Up {
         role: Role,
+        /// Where it takes packets of transient paths.
+        path_end: Option<PathEnd>,
     },
     /// The driver closes the stream (if it is still open). Queued octets are gone.
     Down(DownReason),
@@ -238,7 +244,8 @@ impl Peer {
     pub fn handle_connected(&mut self, now: Instant, out: &mut Vec<Output>) {
         self.go_down(DownReason::Closed, out);
         self.state = State::Greeting { deadline: now + self.config.hello_max };
-        let hello = translate::hello_message(self.config.own, self.config.own_role);
+        let hello =
+            translate::hello_message(self.config.own, self.config.own_role, self.config.path_end);
         self.enqueue(&hello, now).expect("a hello is short and the queue is empty");
     }
 
@@ -311,7 +318,7 @@ impl Peer {
             keepalive_at: now + self.config.keepalive,
         };
         self.counters.ups += 1;
-        out.push(Output::Up { role: hello.role });
+        out.push(Output::Up { role: hello.role, path_end: hello.path_end });
     }
 
     /// RFC 4067 §6.3: above the rate, requests are dropped at random; the asker asks again.
@@ -502,8 +509,8 @@ mod tests {
         a.handle_connected(now, &mut out);
         b.handle_connected(now, &mut out);
         assert_eq!(out, []);
-        assert_eq!(carry(&mut a, &mut b, now), [Output::Up { role: Role::Anchor }]);
-        assert_eq!(carry(&mut b, &mut a, now), [Output::Up { role: Role::Anchor }]);
+        assert_eq!(carry(&mut a, &mut b, now), [Output::Up { role: Role::Anchor, path_end: None }]);
+        assert_eq!(carry(&mut b, &mut a, now), [Output::Up { role: Role::Anchor, path_end: None }]);
         (a, b)
     }
 
@@ -537,7 +544,7 @@ mod tests {
     fn who_does_not_greet_rightly_is_sent_away() {
         let hello = |anchor, role| {
             let mut octets = Vec::new();
-            translate::hello_message(anchor, role).encode(&mut octets).unwrap();
+            translate::hello_message(anchor, role, None).encode(&mut octets).unwrap();
             octets
         };
         let mut other_profile = hello(B, Role::Anchor);
@@ -688,7 +695,7 @@ mod tests {
         let (mut a, mut out) = (peer(A, B), Vec::new());
         a.handle_connected(at(0), &mut out);
         let mut hello = Vec::new();
-        translate::hello_message(B, Role::Anchor).encode(&mut hello).unwrap();
+        translate::hello_message(B, Role::Anchor, None).encode(&mut hello).unwrap();
         a.handle_octets(&hello, at(0), &mut out);
         let mut stream = a.poll_transmit(at(0)).unwrap();
         for signal in [

@@ -11,14 +11,16 @@ use crate::types::seam::{Context, ContextPrefix};
 use crate::types::transfer::{
     AttributesPart, Part, Refusal, Report, ReportBatch, Signal, Transfer, TransferStatus,
 };
+use crate::types::transient::PathEnd;
 use crate::types::{
     AnchorId, Binding, Claim, Instant, Lifetime, Locator, Prefix, limits::PREFIXES_PER_NODE_MAX,
 };
 use crate::wire::WireError;
 use crate::wire::cxtp::profile::{
     AttributesPiece, BatchBlock, BindingBlock, FPT_ATTRIBUTES, FPT_BATCH, FPT_BATCH_ACK,
-    FPT_BINDING, FPT_HELLO, FPT_NEWER, FPT_REFUSAL, FPT_REPORT, FPT_TRANSFER, HelloBlock,
-    NewerBlock, PROFILE_VERSION, RefusalBlock, RequestBlock, TransferBlock,
+    FPT_BINDING, FPT_HELLO, FPT_NEWER, FPT_PATH_END, FPT_PATH_KEY, FPT_REFUSAL, FPT_REPORT,
+    FPT_TRANSFER, HelloBlock, NewerBlock, PROFILE_VERSION, PathEndBlock, PathKeyBlock,
+    RefusalBlock, RequestBlock, TransferBlock,
 };
 use crate::wire::cxtp::{ALGORITHM_HMAC_SHA1, Block, FeatureStatus, Message, RequestBlocks, Token};
 
@@ -31,6 +33,8 @@ pub struct Hello {
     pub anchor: AnchorId,
     pub role: super::Role,
     pub profile: u8,
+    /// `None`: it holds no packets.
+    pub path_end: Option<PathEnd>,
 }
 
 /// A message, understood.
@@ -44,14 +48,15 @@ pub enum Incoming {
     Foreign,
 }
 
-pub fn hello_message(anchor: AnchorId, role: super::Role) -> Message {
+pub fn hello_message(anchor: AnchorId, role: super::Role, path_end: Option<PathEnd>) -> Message {
     let block = HelloBlock {
         anchor,
         is_anchor: role.is_anchor(),
         is_controller: role.is_controller(),
         profile: PROFILE_VERSION,
     };
-    node_less(vec![block.encode()])
+    let path_end = path_end.map(|end| PathEndBlock(end).encode());
+    node_less(std::iter::once(block.encode()).chain(path_end).collect())
 }
 
 pub fn keepalive_message() -> Message {
@@ -168,6 +173,7 @@ fn transfer_message(transfer: &Transfer) -> Message {
             }
             .encode(FPT_BINDING)
         }));
+        blocks.extend(context.path.map(|key| PathKeyBlock(key).encode()));
     }
     match &transfer.attributes {
         AttributesPart::Absent | AttributesPart::Broken => {}
@@ -304,6 +310,7 @@ fn transfer_signal(
             anchor: binding.anchor,
             prefixes: Vec::new(),
             attributes: Vec::new(),
+            path: None,
         });
         // One context is one node at one moment.
         let same = context.mn == binding.mn
@@ -315,6 +322,9 @@ fn transfer_signal(
         }
         let (prefix, home, lifetime_s) = (binding.prefix, binding.home, binding.lifetime_s);
         context.prefixes.push(ContextPrefix { prefix, home, lifetime_s });
+    }
+    if let (Some(context), Some(block)) = (&mut context, of(FPT_PATH_KEY).next()) {
+        context.path = Some(PathKeyBlock::decode(block)?.0);
     }
     let attributes = match of(FPT_ATTRIBUTES).next() {
         None => AttributesPart::Absent,
@@ -334,7 +344,10 @@ fn node_less_signal(blocks: &[Block], now: Instant) -> Result<Incoming, WireErro
             let hello = HelloBlock::decode(head)?;
             let role = super::Role::new(hello.is_anchor, hello.is_controller);
             let role = role.ok_or(WireError::BadValue)?;
-            Ok(Incoming::Hello(Hello { anchor: hello.anchor, role, profile: hello.profile }))
+            let path_end = blocks.iter().find(|block| block.fpt == FPT_PATH_END);
+            let path_end = path_end.map(PathEndBlock::decode).transpose()?.map(|end| end.0);
+            let HelloBlock { anchor, profile, .. } = hello;
+            Ok(Incoming::Hello(Hello { anchor, role, profile, path_end }))
         }
         FPT_BATCH => {
             let BatchBlock { epoch, batch, sync_end } = BatchBlock::decode(head)?;
@@ -366,6 +379,7 @@ fn report_of(block: BindingBlock, now: Instant) -> Report {
 mod tests {
     use super::super::Role;
     use super::*;
+    use crate::types::transient::PathKey;
     use crate::types::{Generation, MnId};
 
     fn context() -> Context {
@@ -383,6 +397,7 @@ mod tests {
                 prefix("2001:db8:a::/64", None, Some(60)),
             ],
             attributes: vec![],
+            path: Some(PathKey(0x0102_0304_0506_0708)),
         }
     }
 
@@ -472,8 +487,13 @@ mod tests {
     #[test]
     fn hello_and_keepalive_are_no_signals() {
         let now = Instant::ZERO;
-        let hello = hello_message(AnchorId(7), Role::AnchorAndController);
+        let path_end = PathEnd {
+            locator: Locator { ipv4: Some([192, 0, 2, 9].into()), ipv6: None },
+            port: 47_300,
+        };
+        let hello = hello_message(AnchorId(7), Role::AnchorAndController, Some(path_end));
         let expected = Hello {
+            path_end: Some(path_end),
             anchor: AnchorId(7),
             role: Role::AnchorAndController,
             profile: PROFILE_VERSION,

@@ -15,6 +15,8 @@
 //! | 0xFF07 | transfer   | CTD, PCTD   | [`TransferBlock`]: which request is answered |
 //! | 0xFF08 | hello      | CTD (no MN) | [`HelloBlock`], the first message in both directions |
 //! | 0xFF09 | newer      | CTD         | [`NewerBlock`]: somebody has a newer claim of your prefix |
+//! | 0xFF0A | path end   | CTD (no MN) | [`PathEndBlock`], with the hello of one who holds packets |
+//! | 0xFF0B | path key   | CTD, PCTD   | [`PathKeyBlock`]: the node's packets are held here |
 //! | 0xFF01 | binding    | CT-Req      | [`RequestBlock`] |
 //!
 //! The keepalive is a CTDR with S = 1, the unspecified MN and no status: it acknowledges nothing.
@@ -23,6 +25,7 @@ use std::net::IpAddr;
 
 use super::Block;
 use crate::types::transfer::ATTRIBUTES_LEN_MAX;
+use crate::types::transient::{PathEnd, PathKey};
 use crate::types::{AnchorId, Generation, Locator, MnId, Prefix};
 use crate::wire::{Reader, WireError};
 
@@ -35,6 +38,8 @@ pub const FPT_REFUSAL: u16 = 0xff06;
 pub const FPT_TRANSFER: u16 = 0xff07;
 pub const FPT_HELLO: u16 = 0xff08;
 pub const FPT_NEWER: u16 = 0xff09;
+pub const FPT_PATH_END: u16 = 0xff0a;
+pub const FPT_PATH_KEY: u16 = 0xff0b;
 
 /// Version of these profiles, said in the hello. A peer with another one is refused.
 pub const PROFILE_VERSION: u8 = 1;
@@ -356,6 +361,58 @@ impl HelloBlock {
     }
 }
 
+/// Where the speaker takes packets of transient paths (FPT 0xFF0A).
+///
+/// ```text
+/// |           UDP Port            |4|6|         Reserved          |
+/// |                  IPv4 Address (if 4)                          |
+/// ~                  IPv6 Address, 16 octets (if 6)               ~
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathEndBlock(pub PathEnd);
+
+impl PathEndBlock {
+    pub fn encode(self) -> Block {
+        let PathEnd { locator, port } = self.0;
+        let mut data = port.to_be_bytes().to_vec();
+        let families =
+            u8::from(locator.ipv4.is_some()) << 7 | u8::from(locator.ipv6.is_some()) << 6;
+        data.extend_from_slice(&[families, 0]);
+        data.extend(locator.ipv4.iter().flat_map(|addr| addr.octets()));
+        data.extend(locator.ipv6.iter().flat_map(|addr| addr.octets()));
+        Block { fpt: FPT_PATH_END, presence: None, data }
+    }
+
+    pub fn decode(block: &Block) -> Result<Self, WireError> {
+        let mut input = Reader::new(&block.data);
+        let port = input.u16()?;
+        let [families, _reserved] = input.array()?;
+        let locator = Locator {
+            ipv4: if families & 0x80 != 0 { Some(input.array::<4>()?.into()) } else { None },
+            ipv6: if families & 0x40 != 0 { Some(input.array::<16>()?.into()) } else { None },
+        };
+        if port == 0 || locator == Locator::default() {
+            return Err(WireError::BadValue);
+        }
+        Ok(Self(PathEnd { locator, port }))
+    }
+}
+
+/// The key of the transient path of the node (FPT 0xFF0B), 16 octets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PathKeyBlock(pub PathKey);
+
+impl PathKeyBlock {
+    pub fn encode(self) -> Block {
+        let data = self.0.0.to_be_bytes().to_vec();
+        Block { fpt: FPT_PATH_KEY, presence: None, data }
+    }
+
+    pub fn decode(block: &Block) -> Result<Self, WireError> {
+        Ok(Self(PathKey(Reader::new(&block.data).u128()?)))
+    }
+}
+
 /// A newer claim of a prefix whose address is the MN field of the message (R_XC, to an anchor).
 ///
 /// ```text
@@ -494,6 +551,14 @@ mod tests {
         assert_eq!(RefusalBlock::decode(&through_octets(&refusal.encode())), Ok(refusal));
         let transfer = TransferBlock { sequence: 0xdead_beef };
         assert_eq!(TransferBlock::decode(&through_octets(&transfer.encode())), Ok(transfer));
+        for (ipv4, ipv6) in [(Some([192, 0, 2, 1].into()), None), (None, Some([9; 16].into()))] {
+            let end = PathEndBlock(PathEnd { locator: Locator { ipv4, ipv6 }, port: 47_300 });
+            assert_eq!(PathEndBlock::decode(&through_octets(&end.encode())), Ok(end));
+        }
+        let nowhere = PathEndBlock(PathEnd { locator: Locator::default(), port: 1 }).encode();
+        assert_eq!(PathEndBlock::decode(&nowhere), Err(WireError::BadValue));
+        let key = PathKeyBlock(PathKey(u128::MAX - 7));
+        assert_eq!(PathKeyBlock::decode(&through_octets(&key.encode())), Ok(key));
         let hello =
             HelloBlock { anchor: AnchorId(9), is_anchor: true, is_controller: false, profile: 1 };
         assert_eq!(HelloBlock::decode(&through_octets(&hello.encode())), Ok(hello));

@@ -15,12 +15,14 @@
 //! | `sites.rs` | who may register, keys, nonces |
 //! | `pubsub.rs` | who is subscribed to what, nonces |
 //! | `outstanding.rs` | Map-Notify messages that wait for an acknowledgement |
+//! | `pairs.rs` | source/destination keys (RFC 8060 §4.8) |
 //! | `registrations.rs` `key.rs` `order.rs` `contents.rs` | the table of EIDs |
 
 mod contents;
 mod key;
 mod order;
 mod outstanding;
+mod pairs;
 mod publish;
 mod pubsub;
 mod rate;
@@ -45,6 +47,7 @@ use crate::wire::lisp::{Authentication, Message};
 
 use key::EidKey;
 use outstanding::{Outstanding, Whom};
+use pairs::Pairs;
 use pubsub::Subscriptions;
 use rate::Buckets;
 use registrations::{Over, Registrations};
@@ -54,7 +57,7 @@ pub use pubsub::{ConfiguredSubscription, Itr, StoredState, SubscriptionLimits};
 pub use rate::Rate;
 pub use secure::{SecuredItr, Security, SecurityConfig};
 pub use sites::{ProxyReply, Site, XtrName};
-pub use view::{RegistrationView, Sizes, SubscriptionView};
+pub use view::{LookupView, RegistrationView, Sizes, SubscriptionView};
 
 /// A registration ends this long after the last Map-Register for it (RFC 9301 §8.2).
 const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(180);
@@ -259,6 +262,8 @@ pub enum Refusal {
     PrefixNotAllowed,
     #[error("not an IP prefix, or an address that nobody can be reached at")]
     EidKind,
+    #[error("a source/destination pair inside a mobile pool")]
+    PairInPool,
     #[error("the map-version is older than the known one")]
     StaleVersion,
     #[error("the xTR was just told that the EID is elsewhere")]
@@ -342,6 +347,7 @@ pub struct MapServer {
     config: ServerConfig,
     sites: Sites,
     registrations: Registrations,
+    pairs: Pairs,
     subscriptions: Subscriptions,
     outstanding: Outstanding,
     per_source: Option<Buckets>,
@@ -414,6 +420,7 @@ impl MapServer {
         Self {
             sites,
             registrations: Registrations::new(config.seed),
+            pairs: Pairs::default(),
             subscriptions,
             outstanding: Outstanding::default(),
             per_source: buckets(limits.requests_per_source),
@@ -477,6 +484,7 @@ impl MapServer {
     pub fn poll_timeout(&self) -> Option<Instant> {
         let due = [
             self.registrations.poll_timeout(),
+            self.pairs.poll_timeout(),
             self.outstanding.poll_timeout(),
             self.subscriptions.poll_timeout(),
         ];
@@ -492,6 +500,7 @@ impl MapServer {
                 Over::Part(slot) => self.publish_registered(now, slot, out),
             }
         }
+        self.expire_pairs(now, out);
         let mut given_up = Vec::new();
         let (subscriptions, to_old) = (&mut self.subscriptions, &mut self.notify_nonces);
         self.outstanding.handle_timeout(now, &mut given_up, out, |whom, nonce, out| match whom {

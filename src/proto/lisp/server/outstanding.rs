@@ -44,10 +44,28 @@ pub(super) enum Whom {
     OldXtr(XtrIndex),
 }
 
+/// What a message is about: an EID-prefix, or the traffic of some sources to one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct About {
+    pub key: EidKey,
+    pub source: Option<EidKey>,
+}
+
+impl About {
+    const FIRST: Self = Self { key: EidKey::FIRST, source: None };
+    const LAST: Self = Self { key: EidKey::LAST, source: Some(EidKey::LAST) };
+}
+
+impl From<EidKey> for About {
+    fn from(key: EidKey) -> Self {
+        Self { key, source: None }
+    }
+}
+
 #[derive(Debug)]
 pub(super) struct Waiting {
     pub whom: Whom,
-    pub about: EidKey,
+    pub about: About,
     pub notify: MapNotify,
     pub sign_with: SignWith,
     /// Its addresses, the one in use first.
@@ -65,7 +83,7 @@ struct Place {
 pub(super) struct Outstanding {
     slab: Vec<Option<Place>>,
     free: Vec<u32>,
-    by_subject: BTreeMap<(Whom, EidKey), u32>,
+    by_subject: BTreeMap<(Whom, About), u32>,
     by_nonce: BTreeSet<(u64, u32)>,
     by_due: BTreeSet<(Instant, u32)>,
     /// Sent without being remembered, because the table was full.
@@ -78,12 +96,19 @@ impl Outstanding {
         self.by_subject.len()
     }
 
+    /// How many messages wait for one subscriber's acknowledgement.
+    pub fn of_subscription(&self, sub: SubIndex) -> usize {
+        let whom = [Whom::Subscribing(sub), Whom::Subscriber(sub), Whom::CatchingUp(sub)];
+        let of = |whom| self.by_subject.range((whom, About::FIRST)..=(whom, About::LAST));
+        whom.into_iter().map(|whom| of(whom).count()).sum()
+    }
+
     pub fn poll_timeout(&self) -> Option<Instant> {
         self.by_due.first().map(|&(due, _)| due)
     }
 
-    pub fn find(&self, whom: Whom, about: EidKey) -> Option<&Waiting> {
-        let at = *self.by_subject.get(&(whom, about))?;
+    pub fn find(&self, whom: Whom, about: impl Into<About>) -> Option<&Waiting> {
+        let at = *self.by_subject.get(&(whom, about.into()))?;
         self.slab[at as usize].as_ref().map(|p| &p.waiting)
     }
 
@@ -127,7 +152,7 @@ impl Outstanding {
 
     /// A newer record for a message that still waits, under its old nonce.
     pub fn amend(&mut self, whom: Whom, about: EidKey, record: &EidRecord) {
-        let Some(&at) = self.by_subject.get(&(whom, about)) else { return };
+        let Some(&at) = self.by_subject.get(&(whom, about.into())) else { return };
         let Some(place) = &mut self.slab[at as usize] else { return };
         for old in &mut place.waiting.notify.records {
             if old.eid == record.eid {
@@ -136,8 +161,8 @@ impl Outstanding {
         }
     }
 
-    pub fn remove(&mut self, whom: Whom, about: EidKey) -> Option<Waiting> {
-        let at = self.by_subject.remove(&(whom, about))?;
+    pub fn remove(&mut self, whom: Whom, about: impl Into<About>) -> Option<Waiting> {
+        let at = self.by_subject.remove(&(whom, about.into()))?;
         let place = self.slab[at as usize].take()?;
         self.free.push(at);
         self.by_nonce.remove(&(place.waiting.notify.nonce, at));
@@ -147,7 +172,7 @@ impl Outstanding {
 
     /// Everything that waits for one receiver goes.
     pub fn remove_all(&mut self, whom: Whom) {
-        let of_it = (whom, EidKey::FIRST)..=(whom, EidKey::LAST);
+        let of_it = (whom, About::FIRST)..=(whom, About::LAST);
         let subjects: Vec<_> = self.by_subject.range(of_it).map(|(&s, _)| s).collect();
         for (whom, about) in subjects {
             self.remove(whom, about);

@@ -10,7 +10,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::key::EidKey;
-use super::outstanding::{AckError, SubIndex, Waiting, Whom};
+use super::outstanding::{About, AckError, SubIndex, Waiting, Whom};
+use super::pairs::PairKey;
 use super::pubsub::{ItrIndex, State, SubscribeError};
 use super::register::{eid, eid_key, find_bound};
 use super::registrations::{Flags, Slot};
@@ -127,7 +128,7 @@ impl MapServer {
         if let Some(&(first, _)) = told.first() {
             let waiting = Waiting {
                 whom: Whom::Subscribing(first),
-                about: self.subscriptions.get(first).key,
+                about: self.subscriptions.get(first).key.into(),
                 notify: notify(told.into_iter().map(|(_, record)| record).collect()),
                 sign_with: sign_with.clone(),
                 addrs: rlocs,
@@ -354,6 +355,18 @@ impl MapServer {
         let key = self.subscriptions.get(sub).key;
         self.outstanding.amend(Whom::Subscribing(sub), key, &record);
         self.outstanding.amend(Whom::CatchingUp(sub), key, &record);
+        self.send_publication(now, Whom::Subscriber(sub), sub, about.into(), vec![record], out);
+    }
+
+    pub(super) fn publish_pair_to(
+        &mut self,
+        now: Instant,
+        sub: SubIndex,
+        pair: PairKey,
+        record: EidRecord,
+        out: &mut Vec<Output>,
+    ) {
+        let about = About { key: pair.destination, source: Some(pair.source) };
         self.send_publication(now, Whom::Subscriber(sub), sub, about, vec![record], out);
     }
 
@@ -362,7 +375,7 @@ impl MapServer {
         now: Instant,
         whom: Whom,
         sub: SubIndex,
-        about: EidKey,
+        about: About,
         records: Vec<EidRecord>,
         out: &mut Vec<Output>,
     ) {
@@ -418,8 +431,10 @@ impl MapServer {
     ) {
         let subscription = self.subscriptions.get_mut(sub);
         if std::mem::take(&mut subscription.behind) {
-            subscription.catching_up = Some(subscription.key);
+            let key = subscription.key;
+            subscription.catching_up = Some(key);
             self.catch_up(now, sub, mappings, out);
+            self.tell_pairs(now, sub, key, out);
         }
     }
 
@@ -468,7 +483,7 @@ impl MapServer {
         }
         self.subscriptions.get_mut(sub).catching_up = if more { last } else { None };
         if !records.is_empty() {
-            self.send_publication(now, Whom::CatchingUp(sub), sub, key, records, out);
+            self.send_publication(now, Whom::CatchingUp(sub), sub, key.into(), records, out);
         }
     }
 

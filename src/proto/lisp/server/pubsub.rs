@@ -501,14 +501,14 @@ impl Subscriptions {
     }
 
     /// Subscriptions that are not ended, from a number on; at most `limit`, and the next number.
-    pub fn page(&self, from: u32, limit: usize) -> (Vec<&Subscription>, Option<u32>) {
+    pub fn page(&self, from: u32, limit: usize) -> (Vec<(SubIndex, &Subscription)>, Option<u32>) {
         let mut page = Vec::new();
         for (at, sub) in (0_u32..).zip(&self.slab).skip(from as usize) {
             if page.len() >= limit {
                 return (page, Some(at));
             }
             if sub.state != State::Ended {
-                page.push(sub);
+                page.push((SubIndex(at), sub));
             }
         }
         (page, None)

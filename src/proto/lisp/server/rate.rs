@@ -14,6 +14,13 @@ pub struct Rate {
     pub per_second: u32,
 }
 
+impl Rate {
+    /// So many in any second, all of them at once if they come so.
+    pub fn each_second(count: u32) -> Self {
+        Self { burst: count, per_second: count }
+    }
+}
+
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bucket {
     tokens: u32,

@@ -13,6 +13,7 @@ use std::time::Duration;
 
 use super::key::EidKey;
 use super::outstanding::{Waiting, Whom};
+use super::pairs::pair_key;
 use super::registrations::{Flags, Merging, Seconds, Slot};
 use super::sites::{Freshness, ProxyReply, SiteIndex, Xtr, XtrIndex, XtrName};
 use super::{
@@ -26,12 +27,12 @@ use crate::wire::lisp::{
 
 /// Whose register a record is in, and what its bits ask for.
 #[derive(Clone, Copy)]
-struct Registrant {
-    site: SiteIndex,
-    xtr: XtrIndex,
+pub(super) struct Registrant {
+    pub site: SiteIndex,
+    pub xtr: XtrIndex,
     name: XtrName,
     merge: bool,
-    proxy: bool,
+    pub proxy: bool,
     /// It answers by LISP-SEC (RFC 9303 §6.3), and we can wrap keys for it.
     signs: bool,
     use_ttl: bool,
@@ -48,7 +49,9 @@ impl MapServer {
         out: &mut Vec<Output>,
     ) -> Result<(), Refusal> {
         self.counters.registers += 1;
-        let first = register.records.iter().find_map(|r| eid_key(&r.eid));
+        let first = register.records.iter().find_map(|r| {
+            eid_key(&r.eid).or_else(|| pair_key(&r.eid).map(|pair| pair.destination))
+        });
         let (site, key_id) = self.sites.authenticate(raw, register.id, first)?;
         let xtr_id = register.id.map(|(xtr, _)| xtr);
         let fresh = self.sites.take_nonce(
@@ -74,7 +77,7 @@ impl MapServer {
             name,
             merge: register.merge && configured.allow_merge,
             proxy: register.proxy_reply || configured.proxy_reply == ProxyReply::Forced,
-            signs: register.security_capable && configured.security.is_some(),
+            signs: register.security_capable && !configured.security.is_empty(),
             use_ttl: register.use_ttl,
         };
         if fresh == Freshness::New {
@@ -85,7 +88,10 @@ impl MapServer {
         records.retain_mut(|record| {
             let done = match fresh {
                 Freshness::New => self.register(now, registrant, record, mappings, out),
-                Freshness::Repeated => self.registrable(site, &record.eid).map(|_| ()),
+                Freshness::Repeated => match pair_key(&record.eid) {
+                    Some(pair) => self.may_register_pair(site, pair),
+                    None => self.registrable(site, &record.eid).map(|_| ()),
+                },
             };
             done.map_err(|reason| self.refuse(from, reason, out)).is_ok()
         });
@@ -124,6 +130,9 @@ impl MapServer {
         mappings: &impl Mappings,
         out: &mut Vec<Output>,
     ) -> Result<(), Refusal> {
+        if let Some(pair) = pair_key(&record.eid) {
+            return self.register_pair(now, who, pair, record, out);
+        }
         let key = self.registrable(who.site, &record.eid)?;
         let mobile = self.is_mobile(key.iid(), key.prefix());
         let slot = self.registrations.find(key);
@@ -136,12 +145,7 @@ impl MapServer {
             (false, Some(slot)) => self.judge(who, key, slot, record)?,
             (false, None) => Some(Registration::First),
         };
-        let timeout = if who.use_ttl {
-            Duration::from_secs(u64::from(record.ttl_min) * 60)
-        } else {
-            REGISTRATION_TIMEOUT
-        };
-        let expires = Seconds::after(now, timeout);
+        let expires = registered_again(now, who, record);
         let Some(slot) = slot else {
             if self.registrations.len() >= self.config.limits.eids {
                 return Err(Refusal::EidLimit);
@@ -341,7 +345,7 @@ impl MapServer {
 
     /// A withdrawal by an xTR that holds nothing here (any more): it has what it wants, and is
     /// told so, or it would ask for ever. Nothing of anybody else changes.
-    fn not_held(&mut self) -> Result<(), Refusal> {
+    pub(super) fn not_held(&mut self) -> Result<(), Refusal> {
         self.counters.withdrawn_not_held += 1;
         Ok(())
     }
@@ -396,7 +400,7 @@ impl MapServer {
         self.counters.notifies += 1;
         let waiting = Waiting {
             whom: Whom::OldXtr(old),
-            about: key,
+            about: key.into(),
             notify,
             sign_with,
             addrs: vec![xtr.addr],
@@ -424,6 +428,16 @@ impl MapServer {
             rlocs,
         }
     }
+}
+
+/// By when it has to be.
+pub(super) fn registered_again(now: Instant, who: Registrant, record: &EidRecord) -> Seconds {
+    let timeout = if who.use_ttl {
+        Duration::from_secs(u64::from(record.ttl_min) * 60)
+    } else {
+        REGISTRATION_TIMEOUT
+    };
+    Seconds::after(now, timeout)
 }
 
 /// Where exactly this prefix is bound.
@@ -473,7 +487,7 @@ fn rloc_set(rlocs: &[RlocRecord]) -> RlocSet {
 }
 
 /// RFC 9302 §6. A null version is not older than anything.
-fn is_older(version: MapVersion, known: MapVersion) -> bool {
+pub(super) fn is_older(version: MapVersion, known: MapVersion) -> bool {
     // Any generation that this version says, far enough from the first.
     let at = Generation(u32::from(known.0) + 0xfff * 2);
     known != MapVersion::NULL && version.generation_near(at).is_some_and(|g| g < at)

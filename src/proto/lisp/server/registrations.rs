@@ -38,6 +38,10 @@ impl Seconds {
         Self(u32::try_from(now.as_micros() / 1_000_000).unwrap_or(u32::MAX))
     }
 
+    pub fn instant(self) -> Instant {
+        Instant::ZERO + Duration::from_secs(u64::from(self.0))
+    }
+
     pub fn after(now: Instant, wait: Duration) -> Self {
         // Rounded up: never before the time.
         Self::at(now + wait + Duration::from_micros(999_999))

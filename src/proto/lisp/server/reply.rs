@@ -7,6 +7,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::key::{EidKey, largest_free};
+use super::pairs::{PairKey, pair_key};
 use super::register::{eid, eid_key, rlocs_of_others};
 use super::registrations::Slot;
 use super::secure::Protection;
@@ -120,12 +121,13 @@ impl MapServer {
             choose_rloc(&request.itr_rlocs, from.ip())
         };
         let mut forward: Vec<(Slot, EidKey)> = Vec::new();
+        let mut pair: Option<PairKey> = None;
         let mut cant_sign = false;
         for record in asked.iter() {
             if reply_to.is_none() {
                 return Err(Refusal::ItrRloc);
             }
-            if self.per_eid.as_mut().is_some_and(|b| !b.take(eid_key(&record.eid), now)) {
+            if self.per_eid.as_mut().is_some_and(|b| !b.take(&record.eid, now)) {
                 self.refuse(from, Refusal::EidRate, out);
                 continue;
             }
@@ -138,6 +140,7 @@ impl MapServer {
                     replies.push(record);
                 }
                 Ok(Answer::Forward(slot, about)) => forward.push((slot, about)),
+                Ok(Answer::ForwardPair(key)) => pair = Some(key),
                 Err(reason) => self.refuse(from, reason, out),
             }
         }
@@ -150,6 +153,9 @@ impl MapServer {
             let eids = same.map(|&(_, about)| eid(about)).collect();
             let protection = protection.as_ref().map(|p| (p, eids));
             self.forward(now, slot, request.nonce, &envelope, protection, records, out)?;
+        } else if let Some(key) = pair {
+            let to = self.pair_etr(key, request.nonce).ok_or(Refusal::NoEtr)?;
+            self.pass_on(now, to, &envelope, None, records, out)?;
         }
         if !replies.is_empty() {
             let ip = reply_to.ok_or(Refusal::ItrRloc)?;
@@ -178,6 +184,9 @@ impl MapServer {
 
     /// Not registered, though a site or a pool should have it.
     fn is_missing(&self, record: &RequestRecord, mappings: &impl Mappings) -> bool {
+        if let Some(pair) = pair_key(&record.eid) {
+            return self.is_pair_missing(pair, mappings);
+        }
         eid_key(&record.eid).is_some_and(|key| {
             matches!(self.find_match(key, mappings), Match::Nothing)
                 && self.find_configured(key).is_some()
@@ -211,13 +220,25 @@ impl MapServer {
         secured: bool,
         mappings: &impl Mappings,
     ) -> Result<Answer, Refusal> {
-        let query = eid_key(&record.eid).ok_or(Refusal::EidKind)?;
+        match (pair_key(&record.eid), eid_key(&record.eid)) {
+            (Some(pair), _) => Ok(self.answer_pair(pair, authoritative, secured, mappings)),
+            (None, Some(_)) => Ok(self.answer_plain(&record.eid, authoritative, secured, mappings)),
+            (None, None) => Err(Refusal::EidKind),
+        }
+    }
+
+    /// Of an IP prefix, from any source.
+    pub(super) fn answer_plain(
+        &self,
+        eid: &Eid,
+        authoritative: bool,
+        secured: bool,
+        mappings: &impl Mappings,
+    ) -> Answer {
+        let query = eid_key(eid).expect("the callers have looked");
         if let Some(denied) = self.find_denied(query) {
-            return Ok(Answer::Reply(negative(
-                denied,
-                NegativeAction::DropPolicyDenied,
-                self.config.outside_ttl_min,
-            )));
+            let ttl_min = self.config.outside_ttl_min;
+            return Answer::Reply(negative(denied, NegativeAction::DropPolicyDenied, ttl_min));
         }
         let found = self.find_match(query, mappings);
         if let Match::Registered(slot) = found {
@@ -228,17 +249,17 @@ impl MapServer {
             if secured && !flags.proxy && !flags.signs {
                 let ttl_min = self.config.unregistered_ttl_min;
                 let refusal = negative(about(), NegativeAction::DropAuthFailure, ttl_min);
-                return Ok(Answer::CantSign(refusal));
+                return Answer::CantSign(refusal);
             }
             if secured && flags.proxy {
-                return Ok(Answer::Reply(self.record(query, found)));
+                return Answer::Reply(self.record(query, found));
             }
             // A: the asker wants it from the site itself.
             if !flags.proxy || authoritative && !self.is_forced(slot) {
-                return Ok(Answer::Forward(slot, about()));
+                return Answer::Forward(slot, about());
             }
         }
-        Ok(Answer::Reply(self.record(query, found)))
+        Answer::Reply(self.record(query, found))
     }
 
     fn is_forced(&self, slot: Slot) -> bool {
@@ -324,7 +345,7 @@ impl MapServer {
     }
 
     /// The longest prefix of a site, or mobile pool, that covers a key.
-    fn find_configured(&self, key: EidKey) -> Option<EidKey> {
+    pub(super) fn find_configured(&self, key: EidKey) -> Option<EidKey> {
         let pools = self.pools().filter(|pool| pool.contains(key));
         pools.chain(self.sites.find_configured(key)).max_by_key(|k| k.len())
     }
@@ -352,11 +373,26 @@ impl MapServer {
             Some((protection, eids)) => {
                 let entry = self.registrations.entry(slot);
                 let holder = self.sites.find_xtr(entry.holder).ok_or(Refusal::NoEtr)?;
-                let key = self.sites.get(holder.site).security.as_ref().ok_or(Refusal::NoEtr)?;
+                // The one that it has registered with: while keys are changed it may lack others.
+                let keys = &self.sites.get(holder.site).security;
+                let used = keys.iter().find(|key| key.key_id == holder.key_id);
+                let key = used.or(keys.first()).ok_or(Refusal::NoEtr)?;
                 Some(protection.pass_on(nonce, key, eids, entry.flags.cant_sign))
             }
             None => None,
         };
+        self.pass_on(now, to, envelope, security, records, out)
+    }
+
+    fn pass_on(
+        &mut self,
+        now: Instant,
+        to: IpAddr,
+        envelope: &Envelope<'_>,
+        security: Option<Vec<u8>>,
+        records: &[RequestRecord],
+        out: &mut Vec<Output>,
+    ) -> Result<(), Refusal> {
         if !self.forward.take(self.config.limits.forwarded, now) {
             return Err(Refusal::ForwardRate);
         }
@@ -364,8 +400,10 @@ impl MapServer {
             Some(destination) => destination,
             None => {
                 // The inner destination is an EID (§5.8).
-                let eid = records.iter().find_map(|r| eid_key(&r.eid)).ok_or(Refusal::EidKind)?;
-                (eid.prefix().addr(), CONTROL_PORT)
+                let eids = records.iter().map(|r| &r.eid);
+                let key = eids.clone().find_map(eid_key);
+                let key = key.or_else(|| eids.clone().find_map(pair_key).map(|p| p.destination));
+                (key.ok_or(Refusal::EidKind)?.prefix().addr(), CONTROL_PORT)
             }
         };
         self.counters.forwarded += 1;
@@ -395,22 +433,28 @@ impl MapServer {
         };
         // The one who registered last may be one that cannot sign.
         let last = (!signing || !entry.flags.cant_sign).then_some(holder.addr);
-        let usable = || rlocs.iter().filter(|r| r.reachable && r.priority != 255);
-        let best = usable().map(|r| r.priority).min();
-        let of_best: Vec<IpAddr> =
-            usable().filter(|r| Some(r.priority) == best).filter_map(|r| r.address.ip()).collect();
-        let count = u64::try_from(of_best.len()).unwrap_or(1).max(1);
-        let at = usize::try_from(nonce % count).unwrap_or(0);
-        of_best.get(at).copied().or(last)
+        choose_rloc_of(&rlocs, nonce).or(last)
     }
 }
 
-enum Answer {
+/// One of the locators of the best priority that can be reached.
+pub(super) fn choose_rloc_of(rlocs: &[&RlocRecord], nonce: u64) -> Option<IpAddr> {
+    let usable = || rlocs.iter().filter(|r| r.reachable && r.priority != 255);
+    let best = usable().map(|r| r.priority).min();
+    let of_best: Vec<IpAddr> =
+        usable().filter(|r| Some(r.priority) == best).filter_map(|r| r.address.ip()).collect();
+    let count = u64::try_from(of_best.len()).unwrap_or(1).max(1);
+    let at = usize::try_from(nonce % count).unwrap_or(0);
+    of_best.get(at).copied()
+}
+
+pub(super) enum Answer {
     Reply(EidRecord),
     /// By RFC 9303 a refusal: nobody could prove it.
     CantSign(EidRecord),
     /// With the part of the registered prefix that the question is about.
     Forward(Slot, EidKey),
+    ForwardPair(PairKey),
 }
 
 pub(super) fn negative(key: EidKey, action: NegativeAction, ttl_min: u32) -> EidRecord {

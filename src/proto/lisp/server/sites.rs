@@ -40,8 +40,8 @@ pub struct Site {
     /// The xTRs that may register; empty: any with the key.
     pub xtr_ids: Vec<XtrId>,
     pub keys: KeyChain,
-    /// The same secret, to wrap one-time keys for its ETRs; `None`: they are passed none.
-    pub security: Option<Security>,
+    /// The same secrets, to wrap one-time keys for its ETRs; empty: they are passed none.
+    pub security: Vec<Security>,
     pub eid_prefixes: Vec<(InstanceId, Prefix)>,
     /// Whether what is inside its prefixes may be registered, or only they themselves.
     pub accept_more_specifics: bool,

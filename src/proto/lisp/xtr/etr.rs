@@ -198,7 +198,7 @@ impl Etr {
     /// The mapping of what was asked. Of an aggregate only the part that was asked for: hosts
     /// within the rest may be elsewhere.
     fn answer(&self, iid: InstanceId, prefix: Prefix, probed: Option<IpAddr>) -> Option<EidRecord> {
-        let Some((rlocs, version)) = self.registrar.find(iid, prefix) else {
+        let Some((_, rlocs, version)) = self.registrar.find(iid, prefix) else {
             // A probe is answered whatever it asks for (§5.2): it is about the locator.
             probed?;
             let action = NegativeAction::NoAction;

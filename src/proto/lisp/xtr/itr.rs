@@ -122,6 +122,24 @@ pub struct ItrCounts {
     pub probes: ProbeCounts,
 }
 
+/// What was done about a packet without a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Miss {
+    Asked,
+    /// In no configured prefix.
+    NotMobile,
+    /// Its prefix takes the ordinary routes.
+    Default,
+    /// There is a mapping.
+    Known,
+    AskedAlready,
+    /// Nobody has answered for long; asked again later.
+    Held,
+    /// Too many questions at once.
+    Full,
+    NoResolver,
+}
+
 type Key = (InstanceId, Prefix);
 
 #[derive(Debug)]
@@ -190,31 +208,48 @@ impl Itr {
         destination: IpAddr,
         now: Instant,
         out: &mut Vec<Output>,
-    ) {
+    ) -> Miss {
         self.counts.misses += 1;
-        let eid = Prefix::host(destination);
-        let Some(mobile) = self.find_mobile(eid) else {
-            self.counts.miss_not_mobile += 1;
-            return;
+        let miss = self.ask_for(source, destination, now, out);
+        let count = match miss {
+            Miss::Asked => return miss,
+            Miss::NotMobile => &mut self.counts.miss_not_mobile,
+            Miss::Default => &mut self.counts.miss_default,
+            Miss::Known => &mut self.counts.miss_known,
+            Miss::AskedAlready => &mut self.counts.miss_asked_already,
+            Miss::Held => &mut self.counts.miss_held,
+            Miss::Full => &mut self.counts.miss_full,
+            Miss::NoResolver => &mut self.counts.miss_no_resolver,
         };
+        *count += 1;
+        miss
+    }
+
+    fn ask_for(
+        &mut self,
+        source: IpAddr,
+        destination: IpAddr,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) -> Miss {
+        let eid = Prefix::host(destination);
+        let Some(mobile) = self.find_mobile(eid) else { return Miss::NotMobile };
         let iid = mobile.iid;
         if matches!(mobile.policy, Policy::Default) {
-            self.counts.miss_default += 1;
-            return;
+            return Miss::Default;
         }
         let asks_always =
             |m: &CachedMapping| m.rlocs.is_empty() && m.action == NegativeAction::SendMapRequest;
         if self.cache.find(eid).is_some_and(|(_, mapping)| !asks_always(mapping)) {
             // The packet was under way when the mapping came.
-            self.counts.miss_known += 1;
-            return;
+            return Miss::Known;
         }
         match self.resolver.ask(iid, eid, Reason::Miss(source), now, out) {
-            Ok(()) => {}
-            Err(NotAsked::Already) => self.counts.miss_asked_already += 1,
-            Err(NotAsked::Held) => self.counts.miss_held += 1,
-            Err(NotAsked::Full) => self.counts.miss_full += 1,
-            Err(NotAsked::NoResolver) => self.counts.miss_no_resolver += 1,
+            Ok(()) => Miss::Asked,
+            Err(NotAsked::Already) => Miss::AskedAlready,
+            Err(NotAsked::Held) => Miss::Held,
+            Err(NotAsked::Full) => Miss::Full,
+            Err(NotAsked::NoResolver) => Miss::NoResolver,
         }
     }
 

@@ -32,12 +32,13 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 pub use etr::{Arrival, Etr, EtrConfig, EtrCounts};
-pub use itr::{Itr, ItrConfig, ItrCounts, MobilePrefix, Policy};
+pub use itr::{Itr, ItrConfig, ItrCounts, Miss, MobilePrefix, Policy};
 pub use map_cache::{CachedMapping, Origin};
 pub use nonce::{Nonces, Seed};
 pub use probe::{ProbeConfig, ProbeCounts, ProbeState, ProbeView};
 pub use registration::{
-    MapServer, Registrar, RegistrarConfig, RegistrarCounts, RegistrationState, RegistrationView,
+    AtServer, MapServer, Registrar, RegistrarConfig, RegistrarCounts, RegistrationState,
+    RegistrationView,
 };
 pub use router::{Xtr, XtrCounts};
 pub use subscription::{SubscriptionCounts, SubscriptionState, SubscriptionView};

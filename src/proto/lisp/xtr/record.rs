@@ -19,6 +19,15 @@ pub fn prefix_of(eid: &Eid) -> Option<(InstanceId, Prefix)> {
     }
 }
 
+/// The EID that a publication is about, of a source/destination key the destination: it is one of
+/// our subscription all the same, and has to be acknowledged.
+pub fn subject_of(eid: &Eid) -> Option<(InstanceId, Prefix)> {
+    match *eid {
+        Eid::SourceDestination { iid, destination, .. } => Some((iid, destination)),
+        Eid::Prefix { .. } | Eid::None | Eid::Other { .. } => prefix_of(eid),
+    }
+}
+
 /// Whether packets can be sent to the address as to a tunnel router.
 pub fn is_locator(addr: IpAddr) -> bool {
     let broadcast = matches!(addr, IpAddr::V4(v4) if v4.is_broadcast());

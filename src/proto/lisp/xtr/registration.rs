@@ -117,7 +117,16 @@ pub struct RegistrationView {
     pub rlocs: RlocSet,
     pub version: MapVersion,
     pub withdrawn: bool,
-    pub servers: Vec<(IpAddr, RegistrationState)>,
+    pub servers: Vec<AtServer>,
+}
+
+/// How one server has a prefix.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AtServer {
+    pub server: IpAddr,
+    pub state: RegistrationState,
+    /// When it is registered again; `None` while that is under way.
+    pub refresh_at: Option<Instant>,
 }
 
 type Key = (InstanceId, Prefix);
@@ -642,11 +651,11 @@ impl Registrar {
     }
 
     /// The longest registered prefix that covers this one.
-    pub fn find(&self, iid: InstanceId, covered: Prefix) -> Option<(&RlocSet, MapVersion)> {
+    pub fn find(&self, iid: InstanceId, covered: Prefix) -> Option<(Prefix, &RlocSet, MapVersion)> {
         (0..=covered.len()).rev().find_map(|len| {
             let prefix = Prefix::new(covered.addr(), len)?;
             let wanted = self.wanted.get(&(iid, prefix))?;
-            wanted.withdrawn_at.is_none().then_some((&wanted.rlocs, wanted.version))
+            wanted.withdrawn_at.is_none().then_some((prefix, &wanted.rlocs, wanted.version))
         })
     }
 
@@ -680,7 +689,13 @@ impl Registrar {
                 rlocs: wanted.rlocs.clone(),
                 version: wanted.version,
                 withdrawn: wanted.withdrawn_at.is_some(),
-                servers: servers.map(|(server, slot)| (server.addr, slot.state)).collect(),
+                servers: servers
+                    .map(|(server, slot)| AtServer {
+                        server: server.addr,
+                        state: slot.state,
+                        refresh_at: slot.refresh_at,
+                    })
+                    .collect(),
             }
         })
     }

@@ -384,7 +384,7 @@ impl Subscriber {
     }
 
     fn find(&self, notify: &MapNotify) -> Option<(InstanceId, Prefix)> {
-        let mut eids = notify.records.iter().filter_map(|r| record::prefix_of(&r.eid));
+        let mut eids = notify.records.iter().filter_map(|r| record::subject_of(&r.eid));
         // A confirmation may name less than was asked for (RFC 9437 §5, an EID that is not known),
         // but has the nonce of the request.
         eids.find_map(|(iid, prefix)| self.find_covering(iid, prefix))

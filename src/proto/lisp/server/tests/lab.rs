@@ -173,7 +173,7 @@ pub fn config() -> ServerConfig {
         site_id: Some(SiteId(u64::from(anchor.0))),
         xtr_ids: Vec::new(),
         keys: keys(&format!("site {anchor}")),
-        security: Some(shared(&format!("site {anchor}"))),
+        security: vec![shared(&format!("site {anchor}"))],
         eid_prefixes: vec![
             (InstanceId(0), prefix(own)),
             (InstanceId(0), prefix("2001:db8:100::/40")),

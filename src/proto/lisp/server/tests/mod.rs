@@ -2,6 +2,7 @@
 //! signed and decoded on its way, as on a wire.
 
 mod lab;
+mod pairs;
 mod publish;
 mod refuse;
 mod register;

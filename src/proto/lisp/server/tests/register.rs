@@ -1,6 +1,7 @@
 //! Map-Register: RFC 9301 §5.6, §5.7, §8.2.
 
 use super::lab::*;
+use crate::auth::{Algorithm, KeyChain, LispKey, Secret};
 use crate::proto::lisp::server::*;
 use crate::types::lisp::{MapVersion, NegativeAction};
 use crate::wire::lisp::{Eid, EidRecord};
@@ -147,11 +148,8 @@ fn more_specifics_are_accepted_only_where_configured() {
 fn other_kinds_of_eid_are_refused() {
     let mut lab = Lab::new();
     let mut etr = Peer::etr(A, 1);
-    let key = Eid::SourceDestination {
-        iid: ZERO,
-        source: prefix("10.0.0.0/8"),
-        destination: prefix("172.16.1.0/24"),
-    };
+    // A name.
+    let key = Eid::Other { mask_len: 0, octets: vec![0, 17, b'a', 0] };
     let first = record(ZERO, NET, &["192.0.2.1"]);
     lab.register(&mut etr, &[first.clone(), EidRecord { eid: key, ..first }]);
     assert_eq!(lab.refusals(), [Refusal::EidKind]);
@@ -416,4 +414,38 @@ fn without_locators_is_withdrawn() {
     };
     lab.register(&mut etr, &[drop]);
     assert_eq!(lab.events(), ["Withdrawn 172.16.1.0/24 by 1"]);
+}
+
+/// The four steps of a change of keys: old; the server takes both; the ETR signs with the new one;
+/// the server has forgotten the old one. Each answer is signed with the key of its question.
+#[test]
+fn a_key_is_changed_without_a_refused_registration() {
+    let key = |secret: &str| LispKey::new(Secret::new(secret.into()), Algorithm::Sha256_128);
+    let with = |keys: KeyChain| {
+        let mut config = config();
+        config.sites[0].keys = keys;
+        config
+    };
+    let old = || KeyChain::new(1, key("old"));
+    let both = || old().accept(2, key("new"));
+    let new = || KeyChain::new(2, key("new"));
+    let mut lab = Lab::with(with(old()));
+    let mut etr = Peer { keys: old(), ..Peer::etr(A, 1) };
+    let records = [record(InstanceId(0), "172.16.1.0/24", &["192.0.2.1"])];
+    for (server, sender) in [(old(), old()), (both(), old()), (both(), new()), (new(), new())] {
+        lab.restart(with(server));
+        etr.keys = sender;
+        lab.register(&mut etr, &records);
+        assert_eq!(lab.refusals(), []);
+        // Verified there with the sender's keys, of which there is one.
+        assert_eq!(lab.notifies(&etr).len(), 1);
+    }
+    // What was heard while the old key was in use is worth nothing, before and after it is gone.
+    let mut eavesdropper = Peer { keys: old(), nonce: 100, ..Peer::etr(A, 1) };
+    lab.restart(with(both()));
+    lab.register(&mut eavesdropper, &records);
+    assert_eq!(lab.refusals(), [Refusal::Replay]);
+    lab.restart(with(new()));
+    lab.register(&mut eavesdropper, &records);
+    assert_eq!(lab.refusals(), [Refusal::Authentication]);
 }

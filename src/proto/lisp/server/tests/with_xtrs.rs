@@ -237,3 +237,27 @@ fn every_move_reaches_the_subscriber_and_the_old_etr() {
         assert!(refused.keys().all(|r| harmless.contains(r)), "{refused:?}");
     }
 }
+
+/// A pair (RFC 8060 §4.8) is published to our own ITR too, which has no use for it: it says so by
+/// acknowledging it, and what it knows stays as it is.
+#[test]
+fn a_published_pair_is_acknowledged_and_changes_nothing() {
+    let mut world = World::new(0);
+    let mut etr = Peer { nonce: u64::MAX / 2, ..Peer::etr(A, 9) };
+    let pair = crate::wire::lisp::Eid::SourceDestination {
+        iid: MOBILE,
+        source: prefix("203.0.113.0/24"),
+        destination: prefix(POOL),
+    };
+    let register = etr.register(&[crate::wire::lisp::EidRecord {
+        eid: pair,
+        ..record(MOBILE, POOL, &["192.0.2.99"])
+    }]);
+    let octets = etr.signed(Message::MapRegister(register));
+    world.put(etr.from(), server_addr(), octets);
+    let before = world.seen();
+    world.wait(60);
+    assert_eq!((world.server.sizes().pairs, world.seen()), (1, before));
+    assert_eq!(world.server.sizes().outstanding, 0);
+    assert_eq!((world.server.counters().given_up, world.server.retransmitted()), (0, (0, 0)));
+}

@@ -51,7 +51,7 @@ fn set(registrar: &mut Registrar, prefix: Prefix, version: u16) {
 
 fn state(registrar: &Registrar, prefix: Prefix) -> Option<RegistrationState> {
     let mut all = registrar.registrations(None);
-    all.find(|view| view.prefix == prefix).map(|view| view.servers[0].1)
+    all.find(|view| view.prefix == prefix).map(|view| view.servers[0].state)
 }
 
 /// RFC 9301 §5.7: 1 s, doubling, at most a minute; §5.6: each with a greater nonce.
@@ -207,8 +207,8 @@ fn each_server_confirms_for_itself() {
     assert_ne!(all[0].nonce, all[1].nonce);
     confirm(&mut registrar, &all[0], at(0));
     let states: Vec<_> = registrar.registrations(None).next().unwrap().servers;
-    assert_eq!(states[0].1, RegistrationState::Confirmed);
-    assert_eq!(states[1].1, RegistrationState::Sent);
+    assert_eq!(states[0].state, RegistrationState::Confirmed);
+    assert_eq!(states[1].state, RegistrationState::Sent);
 }
 
 /// A hundred thousand prefixes: bounded bursts, everything confirmed, and a refresh that is spread.
@@ -278,7 +278,9 @@ fn a_change_goes_out_at_once_though_the_server_is_silent() {
         }
         open = registers(&run(&mut registrar, now));
     }
-    assert!(registrar.registrations(None).all(|v| v.servers[0].1 == RegistrationState::Confirmed));
+    assert!(
+        registrar.registrations(None).all(|v| v.servers[0].state == RegistrationState::Confirmed)
+    );
 }
 
 #[test]

@@ -205,7 +205,9 @@ fn act(
         }
     };
     match guess.below(6) {
-        0 | 1 => itr.handle_miss(addr("203.0.113.7"), Prefix::host(some.addr()).addr(), now, out),
+        0 | 1 => {
+            itr.handle_miss(addr("203.0.113.7"), Prefix::host(some.addr()).addr(), now, out);
+        }
         2 | 3 => {
             if let Some((probe, nonce, asked)) = open.pop() {
                 let mut message = reply(nonce, vec![made(asked, guess), made(some, guess)]);
