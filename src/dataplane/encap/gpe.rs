@@ -403,6 +403,8 @@ impl Gpe {
                 error: OpError::Other(error.to_string()),
             };
             guard::load(device, *port, *iid).map_err(|error| refused("its filter", error))?;
+            // What we have replaced ourselves is no news.
+            self.deletions.read()?;
         }
         if first || !loaded || sink_was != self.sink {
             self.guard = match guard::load_sinks(sink) {
