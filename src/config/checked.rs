@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::file::{
-    BfdAlgorithm, Encapsulation, FirstPackets, IngressPolicy, LispAlgorithm, LogFormat,
+    BfdAlgorithm, Encapsulation, FirstPackets, IngressPolicy, LispAlgorithm, LispHook, LogFormat,
     MaxPrefixAction, Mode, Role, WhenFull,
 };
 use crate::types::lisp::{InstanceId, SiteId, XtrId};
@@ -276,6 +276,7 @@ pub struct Lisp {
     pub mtu: u32,
     /// Of hosts here, where destinations are rewritten; then of both families that hosts have.
     pub locators: Vec<Prefix>,
+    pub hook: LispHook,
     pub inner_interfaces: Vec<String>,
     pub outer_interfaces: Vec<String>,
     /// Not empty when something is asked.

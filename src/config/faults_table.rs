@@ -184,6 +184,7 @@ const ERRORS: &[Row] = &[
     ("mtu = 1500", "mtu = 1300", "1300", "no room for packets of 1280", "1336"),
     ("mtu = 1500", "xtr-id = \"1f\"", "\"1f\"", "32 hexadecimal digits", ""),
     ("mtu = 1500", "encapsulation = \"vxlan\"", "\"vxlan\"", "unknown word `vxlan`", ""),
+    ("mtu = 1500", "hook = \"lwt\"", "\"lwt\"", "unknown word `lwt`", ""),
     ("mtu = 1500", "encapsulation = \"ebpf\"", "\"ebpf\"", "needs to know the interfaces", "inner-interfaces"),
     ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"198.51.100.0/24\"]", "\"rewrite\"", "there are no ipv6 locators for them", "locators = ["),
     ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"2001:db8:77::/64\", \"198.51.0.0/15\"]", "\"198.51.0.0/15\"", "a pool of locators is a /16 to /30", ""),

@@ -676,6 +676,11 @@ pub struct LispSection {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub locators: Vec<Prefix>,
     /// `ebpf`, `rewrite`: interfaces on which packets to encapsulate come in. Default: none.
+    /// `ebpf`: where in the path of a packet, `tc` or `xdp` (faster, and tc takes what XDP leaves;
+    /// the outer interfaces must be able to send frames of XDP). Default: `tc`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<LispHook>,
+    /// `ebpf`: interfaces on which packets to encapsulate come in. Default: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inner_interfaces: Vec<String>,
     /// `ebpf`, `rewrite`: interfaces on which encapsulated packets come in. Default: none.
@@ -719,6 +724,14 @@ pub enum Encapsulation {
     Gpe,
     Ebpf,
     Rewrite,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LispHook {
+    #[default]
+    Tc,
+    Xdp,
 }
 
 /// `[[lisp.map-server]]`
@@ -1035,8 +1048,8 @@ pub enum OuterFamily {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct KernelSection {
-    /// Routing protocol number that marks our routes (`rtm_protocol`); no other daemon on this
-    /// machine may use it. Default: 107.
+    /// Routing protocol number that marks our routes (`rtm_protocol`); the next one marks those into
+    /// tunnels. No other daemon on this machine may use them. Default: 107.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<u8>,
     /// Routing table for delivery routes. Default: 254 (main).

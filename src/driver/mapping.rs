@@ -15,12 +15,13 @@ use super::lisp::Beside;
 use super::lisp::tun::{DEVICE, Settings, Tun};
 use super::lisp::udp::Control;
 use crate::auth::{Algorithm, KeyChain, LispKey, Secret};
-use crate::config::{self, Checked, Encapsulation, IngressPolicy, LispAlgorithm};
+use crate::config::{self, Checked, Encapsulation, IngressPolicy, LispAlgorithm, LispHook};
 use crate::dataplane::ebpf::{self, Ebpf, Hook, Role};
 use crate::dataplane::encap::Encapsulator;
 use crate::dataplane::encap::gpe::{self, Gpe};
 use crate::dataplane::netlink::Tunnels;
 use crate::dataplane::rewrite::{self, Rewrite};
+use crate::dataplane::netlink::{ENCAP_RULE, Tunnels, tunnel_protocol};
 use crate::dataplane::tun;
 use crate::gateway::{Ingress, Locators};
 use crate::node::lisp::{Lisp, LispConfig, Stored, read_note};
@@ -412,13 +413,17 @@ pub fn open_encap(
     let plane: Box<dyn Encapsulator> = match lisp.encapsulation {
         Encapsulation::Tun => Box::new(open_tun(tun::Use::Encapsulate, true)?),
         Encapsulation::Gpe => {
+            let mut first = lisp.ingress.iter().map(|i| i.first_packets);
+            let triangle = first.any(|first| first == config::FirstPackets::Triangle);
             let options = gpe::Options {
                 ipv4: lisp.rloc.ipv4,
                 ipv6: lisp.rloc.ipv6,
                 underlay_mtu_bytes: lisp.mtu,
                 iid: lisp.iid,
                 punt: Some(DEVICE.to_owned()),
-                protocol: config.kernel.protocol,
+                protocol: tunnel_protocol(config.kernel.protocol),
+                // Such packets must find the routes of others without ours.
+                rule: triangle.then_some(ENCAP_RULE),
                 ..gpe::Options::default()
             };
             // Its own routes lead to the device.
@@ -439,6 +444,14 @@ pub fn open_encap(
         }
     };
     Ok(Some(Plane::new(plane, now)))
+}
+
+/// What is led to the device of the control plane comes from within the kernel, behind XDP.
+fn hook(configured: LispHook, role: Role) -> Hook {
+    match (configured, role) {
+        (LispHook::Xdp, Role::Inside | Role::Underlay) => Hook::Xdp,
+        (LispHook::Xdp, Role::Punt) | (LispHook::Tc, _) => Hook::Tc,
+    }
 }
 
 /// What comes out of a tunnel for an address of our own pools that nobody has attached would take our
@@ -463,8 +476,8 @@ fn set_home_routes(config: &Checked) -> Result<(), RunError> {
     let ours = pools.iter().filter(|p| delivers && p.home == Some(own));
     let wanted: Vec<Prefix> = ours.map(|p| p.prefix).collect();
     let mut tunnels =
-        Tunnels::open(config.kernel.protocol, METRIC).map_err(|error| failed(error.to_string()))?;
-    tunnels.set_blackholes(table, &wanted).map_err(|error| failed(error.to_string()))
+        Tunnels::open(config.kernel.protocol).map_err(|error| failed(error.to_string()))?;
+    tunnels.set_blackholes(table, METRIC, &wanted).map_err(|error| failed(error.to_string()))
 }
 
 fn first_packets(ingress: &config::Ingress) -> (Prefix, tun::FirstPackets) {
@@ -503,7 +516,9 @@ fn open_ebpf(config: &Checked, lisp: &config::Lisp) -> Result<Ebpf, RunError> {
     }
     for (link, role) in wanted {
         let failed = other(format!("eBPF at {link}"));
-        let how = plane.attach(link, role, Hook::Tc).map_err(|error| failed(error.to_string()))?;
+        let how = plane
+            .attach(link, role, hook(lisp.hook, role))
+            .map_err(|error| failed(error.to_string()))?;
         tracing::info!(interface = link, ?role, ?how, "eBPF attached");
     }
     Ok(plane)
@@ -599,4 +614,18 @@ pub async fn run_used(core: Rc<Core>) {
 /// When a data plane wants to be woken.
 pub fn encap_timeout(core_state: &super::core::State) -> Instant {
     core_state.encap.as_ref().map_or(Instant::FAR_FUTURE, |plane| plane.poll_timeout())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn xdp_is_where_frames_come_from_an_interface() {
+        for role in [Role::Inside, Role::Underlay, Role::Punt] {
+            assert_eq!(hook(LispHook::Tc, role), Hook::Tc);
+            let is_xdp = hook(LispHook::Xdp, role) == Hook::Xdp;
+            assert_eq!(is_xdp, role != Role::Punt);
+        }
+    }
 }

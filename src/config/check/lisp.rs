@@ -97,6 +97,7 @@ impl Checker<'_, '_> {
             encapsulation: section.encapsulation.unwrap_or_default(),
             mtu,
             locators: section.locators.clone(),
+            hook: section.hook.unwrap_or_default(),
             inner_interfaces: section.inner_interfaces.clone(),
             outer_interfaces: section.outer_interfaces.clone(),
             map_resolvers,
@@ -212,6 +213,10 @@ impl Checker<'_, '_> {
     fn interfaces(&mut self, section: &LispSection) {
         let is_ebpf =
             matches!(section.encapsulation, Some(Encapsulation::Ebpf | Encapsulation::Rewrite));
+        let is_ebpf = section.encapsulation == Some(Encapsulation::Ebpf);
+        if !is_ebpf && section.hook.is_some() {
+            self.warn("lisp.hook", "only encapsulation \"ebpf\" has hooks", "remove it");
+        }
         for (key, names) in [
             ("lisp.inner-interfaces", &section.inner_interfaces),
             ("lisp.outer-interfaces", &section.outer_interfaces),

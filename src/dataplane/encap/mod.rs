@@ -15,6 +15,7 @@
 //!   end that can tell says [`EncapEvent::Late`]; otherwise the kernel's routes deliver it.
 //! * A group that is unreachable, and an entry that is dropped, count what they drop.
 
+mod carve;
 pub mod fake;
 pub mod gpe;
 mod guard;
