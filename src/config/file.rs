@@ -675,12 +675,11 @@ pub struct LispSection {
     /// Default: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub locators: Vec<Prefix>,
-    /// `ebpf`, `rewrite`: interfaces on which packets to encapsulate come in. Default: none.
     /// `ebpf`: where in the path of a packet, `tc` or `xdp` (faster, and tc takes what XDP leaves;
     /// the outer interfaces must be able to send frames of XDP). Default: `tc`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hook: Option<LispHook>,
-    /// `ebpf`: interfaces on which packets to encapsulate come in. Default: none.
+    /// `ebpf`, `rewrite`: interfaces on which packets to encapsulate come in. Default: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inner_interfaces: Vec<String>,
     /// `ebpf`, `rewrite`: interfaces on which encapsulated packets come in. Default: none.

@@ -19,9 +19,8 @@ use crate::config::{self, Checked, Encapsulation, IngressPolicy, LispAlgorithm, 
 use crate::dataplane::ebpf::{self, Ebpf, Hook, Role};
 use crate::dataplane::encap::Encapsulator;
 use crate::dataplane::encap::gpe::{self, Gpe};
-use crate::dataplane::netlink::Tunnels;
-use crate::dataplane::rewrite::{self, Rewrite};
 use crate::dataplane::netlink::{ENCAP_RULE, Tunnels, tunnel_protocol};
+use crate::dataplane::rewrite::{self, Rewrite};
 use crate::dataplane::tun;
 use crate::gateway::{Ingress, Locators};
 use crate::node::lisp::{Lisp, LispConfig, Stored, read_note};

@@ -358,10 +358,7 @@ fn path(
     families: &[Family],
     down: [&BTreeSet<IpAddr>; 2],
 ) -> GroupPath {
-    /// "Do not use" (RFC 9301 §5.4).
-    const PRIORITY_NEVER: u8 = 255;
     let can = |addr: IpAddr| usable(addr, families) && !down.iter().any(|d| d.contains(&addr));
-    let can = |addr: IpAddr| usable(addr, families) && !down.contains(&addr);
     let candidates = || rlocs.iter().filter(|r| r.priority != PRIORITY_NEVER && can(r.addr));
     let Some(best) = candidates().map(|r| r.priority).min() else {
         return GroupPath::Unreachable;

@@ -213,8 +213,7 @@ impl Checker<'_, '_> {
     fn interfaces(&mut self, section: &LispSection) {
         let is_ebpf =
             matches!(section.encapsulation, Some(Encapsulation::Ebpf | Encapsulation::Rewrite));
-        let is_ebpf = section.encapsulation == Some(Encapsulation::Ebpf);
-        if !is_ebpf && section.hook.is_some() {
+        if section.encapsulation != Some(Encapsulation::Ebpf) && section.hook.is_some() {
             self.warn("lisp.hook", "only encapsulation \"ebpf\" has hooks", "remove it");
         }
         for (key, names) in [

@@ -487,7 +487,9 @@ impl Gpe {
                         let sink = Fixed::Sink(DropReason::Policy);
                         Entry::Route(To::Nexthop(sink.nexthop(family)))
                     }
-                    EntryAction::Rewrite(_) => return Err(EncapError::Unsupported(REWRITING)),
+                    EntryAction::Rewrite(_) => {
+                        return Planned::Done(Err(EncapError::Unsupported(REWRITING)));
+                    }
                     EntryAction::Native => self.native(prefix),
                 };
                 self.plan_entry(prefix, entry)

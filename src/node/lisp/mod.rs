@@ -762,13 +762,7 @@ impl Node {
     ) {
         let held = self.location.find(prefix).filter(|b| b.anchor == self.config.own);
         let Some(held) = held else { return self.refresh_entry(prefix, out) };
-        let locator = locator_of(rlocs);
-        let is_of = |l: &Locator| {
-            l.ipv4.is_some() && l.ipv4 == locator.ipv4 || l.ipv6.is_some() && l.ipv6 == locator.ipv6
-        };
-        let anchor = self.config.locators.iter().find(|(_, l)| is_of(l)).map(|(a, _)| *a);
-        let anchor = anchor.or_else(|| self.anchor_of_locator(prefix, rlocs));
-        let anchor = self.anchor_at(rlocs);
+        let anchor = self.anchor_at(rlocs).or_else(|| self.anchor_of_locator(prefix, rlocs));
         // Whose it is need not be known; that it is newer is in the version.
         let (Some(anchor), Some(generation)) = (anchor, version.generation_near(held.generation))
         else {
@@ -786,6 +780,8 @@ impl Node {
         }
         let mut peers = lisp.config.peer_locators.iter();
         peers.find(|(pool, _)| pool.contains_addr(rloc.addr)).map(|&(_, anchor)| anchor)
+    }
+
     /// The peer whose FE_E these locators are.
     fn anchor_at(&self, rlocs: &RlocSet) -> Option<AnchorId> {
         let locator = locator_of(rlocs);
@@ -803,9 +799,12 @@ impl Node {
         let (found, mapping) = lisp.xtr.itr.as_ref()?.lookup(prefix)?;
         if found != prefix || mapping.iid != lisp.config.iid || mapping.rlocs == lisp.config.rlocs {
             return None;
+        }
         let known = self.location.known_claim(prefix).map_or(Generation::NONE, |c| c.generation);
         Some(Heard {
-            anchor: self.anchor_at(&mapping.rlocs)?,
+            anchor: self
+                .anchor_at(&mapping.rlocs)
+                .or_else(|| self.anchor_of_locator(prefix, &mapping.rlocs))?,
             generation: Some(mapping.version.generation_near(known)?),
             next_hop: mapping.rlocs.iter().next()?.addr,
         })
