@@ -13,8 +13,8 @@ use super::lisp_views::{
 };
 pub use super::stream::Target;
 use super::views::{
-    AcceptedView, ContextView, FibRouteView, NeighborView, Page, PathView, RouteDetailView,
-    RouteView, SessionView, StatusView, TraceView, TransferView,
+    AcceptedView, BfdSessionView, ContextView, FibDiffView, FibRouteView, NeighborView, Page,
+    PathView, RouteDetailView, RouteView, SessionView, StatusView, TraceView, TransferView,
 };
 use crate::types::{AnchorId, Family, Locator, MnId, Prefix};
 
@@ -49,6 +49,7 @@ pub struct RouteFilter {
 pub enum Request {
     Status,
     BgpNeighbors,
+    BfdSessions,
     BgpRoutes {
         family: Family,
         filter: RouteFilter,
@@ -65,6 +66,8 @@ pub enum Request {
     ContextPut(ContextView),
     Transfers,
     FibRoutes(Paging),
+    /// Answered when the kernel has been read, in slices.
+    FibDiff,
     /// The timelines of one node, newest first.
     Trace(MnId),
     MapCache(Paging),
@@ -106,6 +109,7 @@ pub struct Move {
 pub enum Reply {
     Status(Box<StatusView>),
     BgpNeighbors(Vec<NeighborView>),
+    BfdSessions(Vec<BfdSessionView>),
     BgpRoutes(Page<RouteView>),
     BgpRoute(RouteDetailView),
     Sessions(Page<SessionView>),
@@ -116,6 +120,7 @@ pub enum Reply {
     Context(ContextView),
     Transfers(Vec<TransferView>),
     FibRoutes(Page<FibRouteView>),
+    FibDiff(Box<FibDiffView>),
     Trace(Vec<TraceView>),
     MapCache(Page<MapCacheView>),
     Registrations(Page<RegistrationView>),

@@ -645,7 +645,11 @@ fn a_source_is_held_until_it_is_delivered_here() {
     let mut plane = lab.inside("old", || Transient::open(&settings)).unwrap();
     let pools = ["10.9.0.0/24", "fd09::/64"].map(|pool| pool.parse().unwrap());
     let mut filter = Filter::default();
-    filter.hold(Some(UplinkHold { mark: MARK, pools: BTreeSet::from(pools) }));
+    filter.hold(Some(UplinkHold {
+        mark: MARK,
+        probe_mark: MARK + 1,
+        pools: BTreeSet::from(pools),
+    }));
     let access = BTreeSet::from(["a0".to_owned()]);
     assert_eq!(lab.inside("old", || filter.load(access).clone()), State::Loaded);
 
@@ -666,8 +670,8 @@ fn a_source_is_held_until_it_is_delivered_here() {
     assert!(local.recv(&mut [0; 10]).is_err(), "nothing is delivered to the anchor itself");
     assert!(ways.iter().all(|numbers| numbers.arrived().is_empty()));
 
-    lab.deliver(Anchor::Old);
     apply(&mut plane, |prefix| TransientChange::Pass { prefix });
+    lab.deliver(Anchor::Old);
     for numbers in &ways {
         numbers.send(20..30);
         assert_eq!(numbers.arrived(), (0..30).collect::<Vec<u32>>());

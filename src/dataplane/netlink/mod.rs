@@ -21,16 +21,22 @@ use netlink_packet_route::RouteNetlinkMessage;
 pub use diversion::{Diversion, DiversionOptions, MARK};
 pub use link::{AccessLink, LinkState, SetupError};
 pub use monitor::{Monitor, Notice};
-pub use netfilter::Counts;
+pub use netfilter::{Counts, Deletions, SetChange, SetOf, Sets};
 pub use tunnel::{Dumped, Step, To, TunnelLink, Tunnels, Via};
 
 use self::socket::{Refused, Requests};
 use super::{DataPlane, Hop, KernelRoute, Kind, Op, OpError};
-use crate::types::Family;
+use crate::types::{Family, Prefix};
 
-/// Routing tables of the encapsulating data plane: FE_I's entries, and what FE_E takes out. Below
-/// 256, so that a notification's header names them.
-pub const ENCAP_TABLES: [u8; 2] = [107, 108];
+/// Routing table of encapsulating data planes that look before all others, by a rule of this
+/// priority. Below 256, so that a notification's header names it.
+pub const ENCAP_TABLE: u8 = 107;
+pub const ENCAP_RULE: u32 = 4341;
+
+/// `rtm_protocol` of a tunnel's routes in the main table, beside those of delivery and BGP.
+pub const fn tunnel_protocol(protocol: u8) -> u8 {
+    protocol.wrapping_add(1)
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -51,16 +57,53 @@ impl Default for Options {
 }
 
 impl Options {
-    fn metric(&self, kind: Kind) -> u32 {
+    /// `RTA_PRIORITY` of our routes of a kind; the lower one wins.
+    pub fn metric(&self, kind: Kind) -> u32 {
         match kind {
             Kind::Delivery => self.delivery_metric,
             Kind::Bgp => self.bgp_metric,
         }
     }
 
-    fn kind(&self, metric: u32) -> Option<Kind> {
+    /// The kind of our routes with a metric; `None`: we make none with it.
+    pub fn kind(&self, metric: u32) -> Option<Kind> {
         [Kind::Delivery, Kind::Bgp].into_iter().find(|&kind| self.metric(kind) == metric)
     }
+}
+
+/// A route of our table, whoever has made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableRoute {
+    pub prefix: Prefix,
+    pub protocol: u8,
+    pub metric: u32,
+    /// `None`: several, or nowhere (a blackhole).
+    pub hop: Option<Hop>,
+}
+
+/// Routes of one table that are looked at, at most: more than twice the largest table we make.
+pub const TABLE_ROUTES_MAX: usize = 20_000_000;
+
+/// Reads our table as it is, on a socket of its own. It takes about a second for a million routes:
+/// not for the routing thread.
+pub fn read_table(options: &Options) -> io::Result<Vec<TableRoute>> {
+    let mut routes = Vec::new();
+    for family in Family::ALL {
+        let mut requests = Requests::open()?;
+        let request = message::table_dump(options, family);
+        requests.begin_dump(RouteNetlinkMessage::GetRoute(request))?;
+        while requests.continue_dump(|answer| {
+            if let RouteNetlinkMessage::NewRoute(route) = answer {
+                routes.extend(message::table_route(options, &route));
+            }
+        })? {
+            if routes.len() > TABLE_ROUTES_MAX {
+                let what = format!("more than {TABLE_ROUTES_MAX} routes");
+                return Err(io::Error::new(io::ErrorKind::OutOfMemory, what));
+            }
+        }
+    }
+    Ok(routes)
 }
 
 pub struct Kernel {
@@ -162,7 +205,8 @@ impl DataPlane for Kernel {
         // Twice: the routing table's entry says whose route it is, the plain lookup which of its
         // next hops (nexthop objects, multipath) the kernel would use.
         let entry = self.lookup(next_hop, true)?;
-        if message::protocol(&entry) == self.options.protocol {
+        let own = self.options.protocol;
+        if [own, tunnel_protocol(own)].contains(&message::protocol(&entry)) {
             return Err(OpError::Other(format!(
                 "next hop {next_hop} is reached only by a route of killick's own"
             )));

@@ -565,6 +565,21 @@ impl Engine {
         self.diverted(&head, Carrier::Slot { slot, octets }, now, out);
     }
 
+    /// Packets of the prefix wait as those of a source that is not delivered yet.
+    pub fn holds_source(&self, prefix: Prefix) -> bool {
+        self.sources.has(prefix)
+    }
+
+    /// They come here although it was passed, see [`Self::next_unshut`].
+    pub fn note_shut(&mut self, prefix: Prefix, now: Instant) {
+        self.sources.note_shut(prefix, now);
+    }
+
+    /// A prefix whose packets may take their own way: all that came before are gone.
+    pub fn next_unshut(&mut self, now: Instant) -> Option<Prefix> {
+        self.sources.next_unshut(now)
+    }
+
     fn diverted(
         &mut self,
         head: &Head,

@@ -65,6 +65,8 @@ pub struct Worker {
     /// Whose state is over, and how often its end is put off yet.
     closing: Option<(Prefix, u32)>,
     idle_since: Option<Instant>,
+    /// A source whose packets may take their own way, when there is a good moment.
+    unshutting: Option<(Prefix, u32)>,
 }
 
 impl Worker {
@@ -85,6 +87,7 @@ impl Worker {
             outputs: Vec::new(),
             closing: None,
             idle_since: None,
+            unshutting: None,
         }
     }
 
@@ -120,7 +123,7 @@ impl Worker {
             entry(self.shared.wake.fd()),
         ];
         let mut until = self.shared.engine().poll_timeout();
-        if self.closing.is_some() {
+        if self.closing.is_some() || self.unshutting.is_some() {
             until = Instant::ZERO;
         } else if let Some(since) = self.idle_since {
             until = until.min(since + RULES_LINGER);
@@ -181,6 +184,7 @@ impl Worker {
         drop(engine);
         self.execute(Slots::Device);
         self.close_path();
+        self.unshut();
         self.let_rules_go();
         if self.shared.engine().has_events() {
             self.shared.told.ring();
@@ -224,10 +228,14 @@ impl Worker {
         count
     }
 
-    /// Until nothing is there; for as long as it takes to empty it once.
     fn drain_device(&mut self) {
+        self.drain(Which::Hold);
+    }
+
+    /// Until nothing is there; for as long as it takes to empty it once.
+    fn drain(&mut self, which: Which) {
         for _ in 0..DEVICE_QUEUE_PACKETS / BATCH {
-            if self.read_device(Which::Hold) < BATCH {
+            if self.read_device(which) < BATCH {
                 return;
             }
         }
@@ -295,7 +303,7 @@ impl Worker {
         // short, undisturbed, and put right after a packet: then the next one is as far away as it
         // can be.
         if tries > 0 {
-            self.await_packet();
+            await_packet(self.device.as_raw_fd());
             self.drain_device();
         }
         let shared = Arc::clone(&self.shared);
@@ -330,13 +338,35 @@ impl Worker {
         Some((prefix, if now - last_at < BUSY { QUICK_TRIES } else { 0 }))
     }
 
-    /// Until a packet is there, or for a millisecond: whoever sends more often than that is known
-    /// to have sent then.
-    fn await_packet(&self) {
-        let fd = self.device.as_raw_fd();
-        let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        // SAFETY: the pointer describes `entry`, which outlives the call. Its result does not matter.
-        unsafe { libc::poll(&raw mut entry, 1, 1) };
+    /// Packets of a source take their own way from now on, with the same care.
+    fn unshut(&mut self) {
+        let now = self.shared.now();
+        let next = self.unshutting.take();
+        let next = next.or_else(|| Some((self.shared.engine().next_unshut(now)?, QUICK_TRIES)));
+        let Some((prefix, tries)) = next else { return };
+        let Some(fd) = self.uplink.as_ref().map(AsRawFd::as_raw_fd) else { return };
+        if tries > 0 {
+            await_packet(fd);
+            self.drain(Which::Uplink);
+        }
+        let shared = Arc::clone(&self.shared);
+        let undisturbed = Undisturbed::begin();
+        let mut kernel = shared.kernel();
+        if tries > 0 {
+            let begun = shared.now();
+            kernel.diversion.await_lock(prefix);
+            if shared.now() - begun > QUICK {
+                self.unshutting = Some((prefix, tries - 1));
+                return;
+            }
+        }
+        self.drain(Which::Uplink);
+        let done = kernel.diversion.unshut(prefix);
+        self.drain(Which::Uplink);
+        drop(undisturbed);
+        if let Err(error) = done {
+            tracing::error!(%prefix, %error, "packets of a source still take the detour");
+        }
     }
 
     fn let_rules_go(&mut self) {
@@ -391,6 +421,14 @@ impl Drop for Undisturbed {
             Self::set(self.policy, 0);
         }
     }
+}
+
+/// Until a packet is there, or for a millisecond: whoever sends more often than that is known to
+/// have sent then.
+fn await_packet(fd: RawFd) {
+    let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: the pointer describes `entry`, which outlives the call. Its result does not matter.
+    unsafe { libc::poll(&raw mut entry, 1, 1) };
 }
 
 fn find<'a>(octets: &'a Octets, which: Slots, slots: &'a [u8], receiver: &'a Receiver) -> &'a [u8] {
