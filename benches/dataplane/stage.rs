@@ -28,6 +28,9 @@ pub enum Kind {
     Plain,
     Tc,
     Gpe,
+    GpeBare,
+    GpeRule,
+    GpeHook,
     PlainWire,
     Xdp,
     PlainWire100k,
@@ -41,10 +44,13 @@ pub enum Kind {
 }
 
 impl Kind {
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 16] = [
         Self::Plain,
         Self::Tc,
         Self::Gpe,
+        Self::GpeBare,
+        Self::GpeRule,
+        Self::GpeHook,
         Self::Xdp,
         Self::PlainWire,
         Self::Plain100k,
@@ -62,6 +68,9 @@ impl Kind {
             Self::Plain => "plain",
             Self::Tc => "tc_encap",
             Self::Gpe => "gpe_encap",
+            Self::GpeBare => "gpe_bare",
+            Self::GpeRule => "gpe_rule",
+            Self::GpeHook => "gpe_hook",
             Self::PlainWire => "plain_wire",
             Self::Xdp => "xdp_encap",
             Self::PlainWire100k => "plain_wire_100k",
@@ -79,7 +88,10 @@ impl Kind {
         match self {
             Self::Plain => "kernel forwarding, one IPv4 destination",
             Self::Tc => "eBPF in tc encapsulates, one destination",
-            Self::Gpe => "vxlan-gpe device and nexthop object, one destination",
+            Self::Gpe => "LISP-GPE as killick sets it up, one destination",
+            Self::GpeBare => "vxlan-gpe device and a route, made by hand",
+            Self::GpeRule => "the same in a table of its own, by a routing rule",
+            Self::GpeHook => "the same with a chain of one rule in nftables' forward hook",
             Self::PlainWire => "kernel forwarding of frames through a veth pair",
             Self::Xdp => "eBPF in XDP encapsulates, one destination, frames through a veth pair",
             Self::PlainWire100k => "the same with 100,000 host routes",
@@ -97,7 +109,13 @@ impl Kind {
     /// pair which its own do: a harder comparison than with those that had to.
     pub const fn peer(self) -> Option<Self> {
         match self {
-            Self::Tc | Self::Gpe | Self::Xdp | Self::PlainWire => Some(Self::Plain),
+            Self::Tc
+            | Self::Gpe
+            | Self::GpeBare
+            | Self::GpeRule
+            | Self::GpeHook
+            | Self::Xdp
+            | Self::PlainWire => Some(Self::Plain),
             Self::Tc100k | Self::Xdp100k | Self::PlainWire100k => Some(Self::Plain100k),
             Self::TcBoth => Some(Self::PlainBoth),
             Self::Tc6 => Some(Self::Plain6),
@@ -132,6 +150,10 @@ impl Kind {
 
     const fn is_ebpf(self) -> bool {
         matches!(self, Self::Tc | Self::Tc100k | Self::TcBoth | Self::Tc6) || self.is_xdp()
+    }
+
+    const fn is_gpe(self) -> bool {
+        matches!(self, Self::Gpe | Self::GpeBare | Self::GpeRule | Self::GpeHook)
     }
 
     const fn is_wire(self) -> bool {
@@ -214,6 +236,8 @@ impl Stage {
         links(number)?;
         if kind == Kind::Gpe {
             gpe(&at("i"))?;
+        } else if kind.is_gpe() {
+            gpe_by_hand(kind, &at("i"))?;
         }
         if kind.destinations() > 1 && !kind.is_ebpf() {
             routes(&at("i"), kind.destinations())?;
@@ -319,8 +343,29 @@ fn links(number: u8) -> Result<()> {
     sh(&script)
 }
 
-/// killick's kernel back end, with all that it puts on the way of a packet: routing rules, a table of
-/// its own, a group of one locator, and the guard in nftables.
+/// What the same takes without killick, and what two usual additions to it cost.
+fn gpe_by_hand(kind: Kind, namespace: &str) -> Result<()> {
+    let table = if kind == Kind::GpeRule { "107" } else { "main" };
+    let mut script = format!(
+        "ip link add gpe0 type vxlan dstport 4341 gpe external nolearning udp6zerocsumtx udp6zerocsumrx
+         ip link set gpe0 mtu 1464 up
+         ip route add 10.9.0.0/32 encap ip id 77 dst 10.1.0.2 src 10.1.0.1 dev gpe0 table {table}
+        "
+    );
+    if kind == Kind::GpeRule {
+        script += "ip rule add pref 4341 lookup 107\n";
+    }
+    if kind == Kind::GpeHook {
+        script += "nft add table inet bench
+                   nft 'add chain inet bench forward { type filter hook forward priority 0; }'
+                   nft 'add rule inet bench forward oifname nothing drop'\n";
+    }
+    enter(namespace)?;
+    sh(&script)
+}
+
+/// killick's kernel back end, with all that it puts on the way of a packet: its route in the main
+/// table, a group of one locator, and the guard in nftables.
 fn gpe(namespace: &str) -> Result<()> {
     enter(namespace)?;
     let local = "10.1.0.1".parse()?;
@@ -492,7 +537,7 @@ fn config(kind: Kind, number: u8) -> Config {
         udp[6..8].copy_from_slice(&[0xff, 0xff]); // not checked by a router
     }
     let words = header[14..30].chunks_exact(2).map(|w| u32::from(u16::from_ne_bytes([w[0], w[1]])));
-    let tunnelled = (kind.is_ebpf() || kind == Kind::Gpe) && !kind.is_both();
+    let tunnelled = (kind.is_ebpf() || kind.is_gpe()) && !kind.is_both();
     Config {
         count: kind.destinations(),
         base: BASE,

@@ -249,7 +249,7 @@ impl<'d, 't> Checker<'d, 't> {
         let section = &file.kernel;
         let protocol = section.protocol.unwrap_or(KERNEL_PROTOCOL);
         // The numbers of rtnetlink(7) and of /etc/iproute2/rt_protos.
-        let owner = match protocol {
+        let owner = |number| match number {
             0..=4 => Some("the kernel"),
             8 => Some("gated"),
             9 => Some("router advertisements"),
@@ -262,12 +262,16 @@ impl<'d, 't> Checker<'d, 't> {
             186..=189 | 192 => Some("FRR"),
             _ => None,
         };
-        if let Some(owner) = owner {
-            self.error_hint(
-                "kernel.protocol",
-                format!("{protocol} belongs to {owner}; its routes would be taken for ours"),
-                format!("leave it out ({KERNEL_PROTOCOL}) or choose a free number"),
-            );
+        // The next one marks routes into tunnels.
+        for number in [protocol, protocol.wrapping_add(1)] {
+            if let Some(owner) = owner(number) {
+                self.error_hint(
+                    "kernel.protocol",
+                    format!("{number} belongs to {owner}; its routes would be taken for ours"),
+                    format!("leave it out ({KERNEL_PROTOCOL}) or choose two free numbers"),
+                );
+                break;
+            }
         }
         let table = section.table.unwrap_or(254);
         if table == 0 || table == 255 {

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::file::{
-    BfdAlgorithm, Encapsulation, FirstPackets, IngressPolicy, LispAlgorithm, LogFormat,
+    BfdAlgorithm, Encapsulation, FirstPackets, IngressPolicy, LispAlgorithm, LispHook, LogFormat,
     MaxPrefixAction, Mode, Role, WhenFull,
 };
 use crate::types::lisp::{InstanceId, SiteId, XtrId};
@@ -252,6 +252,7 @@ pub struct Peer {
     /// `"pools"` is here already in full.
     pub may_claim: Vec<Prefix>,
     pub fe_e: Option<Locator>,
+    pub locators: Vec<Prefix>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -273,6 +274,9 @@ pub struct Lisp {
     pub site_id: SiteId,
     pub encapsulation: Encapsulation,
     pub mtu: u32,
+    /// Of hosts here, where destinations are rewritten; then of both families that hosts have.
+    pub locators: Vec<Prefix>,
+    pub hook: LispHook,
     pub inner_interfaces: Vec<String>,
     pub outer_interfaces: Vec<String>,
     /// Not empty when something is asked.

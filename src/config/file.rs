@@ -574,6 +574,9 @@ pub struct PeerSection {
     /// and may pin it for killick anchors, which otherwise report it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fe_e: Option<Locator>,
+    /// `lisp.locators` of that anchor, where destinations are rewritten. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub locators: Vec<Prefix>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -660,17 +663,26 @@ pub struct LispSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub site_id: Option<u64>,
     /// What encapsulates: `tun` (user space, RFC 9300, works everywhere), `gpe` (the kernel's
-    /// VXLAN-GPE device, RFC 9305: both ends must use it) or `ebpf` (the kernel, RFC 9300).
+    /// VXLAN-GPE device, RFC 9305: both ends must use it), `ebpf` (the kernel, RFC 9300), or nothing:
+    /// with `rewrite` packets get a locator of the host as their destination (all FEs must do so).
     /// Default: `tun`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encapsulation: Option<Encapsulation>,
     /// Largest packet of the underlay, outer headers included. Default: 1500.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
-    /// `ebpf`: interfaces on which packets to encapsulate come in. Default: none.
+    /// `rewrite`: where the locators of hosts attached here are from; the network routes them to us.
+    /// Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub locators: Vec<Prefix>,
+    /// `ebpf`: where in the path of a packet, `tc` or `xdp` (faster, and tc takes what XDP leaves;
+    /// the outer interfaces must be able to send frames of XDP). Default: `tc`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub hook: Option<LispHook>,
+    /// `ebpf`, `rewrite`: interfaces on which packets to encapsulate come in. Default: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inner_interfaces: Vec<String>,
-    /// `ebpf`: interfaces on which encapsulated packets come in. Default: none.
+    /// `ebpf`, `rewrite`: interfaces on which encapsulated packets come in. Default: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub outer_interfaces: Vec<String>,
     /// Map-resolvers to ask, in order of preference. Default: the map-servers.
@@ -710,6 +722,15 @@ pub enum Encapsulation {
     Tun,
     Gpe,
     Ebpf,
+    Rewrite,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum LispHook {
+    #[default]
+    Tc,
+    Xdp,
 }
 
 /// `[[lisp.map-server]]`
@@ -1026,8 +1047,8 @@ pub enum OuterFamily {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub struct KernelSection {
-    /// Routing protocol number that marks our routes (`rtm_protocol`); no other daemon on this
-    /// machine may use it. Default: 107.
+    /// Routing protocol number that marks our routes (`rtm_protocol`); the next one marks those into
+    /// tunnels. No other daemon on this machine may use them. Default: 107.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub protocol: Option<u8>,
     /// Routing table for delivery routes. Default: 254 (main).

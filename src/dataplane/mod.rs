@@ -13,6 +13,7 @@ mod forwarding;
 pub mod netlink;
 pub mod reconcile;
 pub mod repair;
+pub mod rewrite;
 pub mod transient;
 pub mod tun;
 

@@ -15,13 +15,14 @@ use super::lisp::Beside;
 use super::lisp::tun::{DEVICE, Settings, Tun};
 use super::lisp::udp::Control;
 use crate::auth::{Algorithm, KeyChain, LispKey, Secret};
-use crate::config::{self, Checked, Encapsulation, IngressPolicy, LispAlgorithm};
+use crate::config::{self, Checked, Encapsulation, IngressPolicy, LispAlgorithm, LispHook};
 use crate::dataplane::ebpf::{self, Ebpf, Hook, Role};
 use crate::dataplane::encap::Encapsulator;
 use crate::dataplane::encap::gpe::{self, Gpe};
-use crate::dataplane::netlink::Tunnels;
+use crate::dataplane::netlink::{ENCAP_RULE, Tunnels, tunnel_protocol};
+use crate::dataplane::rewrite::{self, Rewrite};
 use crate::dataplane::tun;
-use crate::gateway::Ingress;
+use crate::gateway::{Ingress, Locators};
 use crate::node::lisp::{Lisp, LispConfig, Stored, read_note};
 use crate::proto::lisp::server::{
     Itr as Subscriber, MapServer, ProxyReply, Rate, SecuredItr, Security, SecurityConfig,
@@ -132,11 +133,12 @@ pub fn roles(
 ) -> Result<Option<Lisp>, RunError> {
     let Some(lisp) = &config.lisp else { return Ok(None) };
     let now = clock.now();
-    let (mut of_server, mut of_xtr) = (Vec::new(), Vec::new());
+    let (mut of_server, mut of_xtr, mut of_locators) = (Vec::new(), Vec::new(), Vec::new());
     for note in notes {
         match read_note(note) {
             Ok(Stored::Server(record)) => of_server.push(record),
             Ok(Stored::Xtr(record)) => of_xtr.push(record),
+            Ok(Stored::Locator(record)) => of_locators.push(record),
             Err(error) => tracing::error!(%error, "a stored note is skipped"),
         }
     }
@@ -184,12 +186,22 @@ pub fn roles(
             .collect(),
         ingress: lisp.ingress.iter().map(|i| (i.prefix, action(i.policy))).collect(),
         departed_keep: lisp.departed_keep,
+        peer_locators: config
+            .peers
+            .iter()
+            .flat_map(|p| p.locators.iter().map(|&pool| (pool, p.anchor_id)))
+            .collect(),
         site_anchors: sites(config).map(|s| s.anchor_id).collect::<BTreeSet<_>>(),
     };
     let families: Vec<Family> =
         addresses(&lisp.rloc).into_iter().map(|a| Prefix::host(a).family()).collect();
     let xtr = Xtr { etr, itr, ..Xtr::default() };
-    Ok(Some(Lisp::new(roles, server, xtr, Ingress::new(families), now)))
+    if lisp.encapsulation != Encapsulation::Rewrite {
+        return Ok(Some(Lisp::new(roles, server, xtr, Ingress::new(families), now)));
+    }
+    let locators = Locators::new(lisp.locators.clone(), &of_locators, now);
+    let made = Lisp::new(roles, server, xtr, Ingress::rewriting(), now);
+    Ok(Some(made.with_locators(locators)))
 }
 
 /// The sites that register here.
@@ -340,7 +352,11 @@ fn itr_config(lisp: &config::Lisp, stored: &[Persist]) -> Result<ItrConfig, RunE
         Persist::SubscriptionNonce { iid, prefix, below } => Some(((iid, prefix), below)),
         Persist::RegisterNonce { .. } | Persist::NotifyNonce { .. } => None,
     });
-    let interval = lisp.probe_interval;
+    // What is asked at a host's locator comes to the host, which answers no probes.
+    let interval = match lisp.encapsulation {
+        Encapsulation::Rewrite => Duration::ZERO,
+        Encapsulation::Tun | Encapsulation::Gpe | Encapsulation::Ebpf => lisp.probe_interval,
+    };
     Ok(ItrConfig {
         prefixes: prefixes.collect(),
         resolvers: lisp.map_resolvers.clone(),
@@ -396,13 +412,17 @@ pub fn open_encap(
     let plane: Box<dyn Encapsulator> = match lisp.encapsulation {
         Encapsulation::Tun => Box::new(open_tun(tun::Use::Encapsulate, true)?),
         Encapsulation::Gpe => {
+            let mut first = lisp.ingress.iter().map(|i| i.first_packets);
+            let triangle = first.any(|first| first == config::FirstPackets::Triangle);
             let options = gpe::Options {
                 ipv4: lisp.rloc.ipv4,
                 ipv6: lisp.rloc.ipv6,
                 underlay_mtu_bytes: lisp.mtu,
                 iid: lisp.iid,
                 punt: Some(DEVICE.to_owned()),
-                protocol: config.kernel.protocol,
+                protocol: tunnel_protocol(config.kernel.protocol),
+                // Such packets must find the routes of others without ours.
+                rule: triangle.then_some(ENCAP_RULE),
                 ..gpe::Options::default()
             };
             // Its own routes lead to the device.
@@ -416,8 +436,21 @@ pub fn open_encap(
             let ebpf = open_ebpf(config, lisp)?;
             Box::new(Beside::new(ebpf, holding).map_err(RunError::io("eBPF"))?)
         }
+        Encapsulation::Rewrite => {
+            let holding = open_tun(tun::Use::Punt, true)?;
+            let rewrite = open_rewrite(config, lisp)?;
+            Box::new(Beside::new(rewrite, holding).map_err(RunError::io("rewriting"))?)
+        }
     };
     Ok(Some(Plane::new(plane, now)))
+}
+
+/// What is led to the device of the control plane comes from within the kernel, behind XDP.
+fn hook(configured: LispHook, role: Role) -> Hook {
+    match (configured, role) {
+        (LispHook::Xdp, Role::Inside | Role::Underlay) => Hook::Xdp,
+        (LispHook::Xdp, Role::Punt) | (LispHook::Tc, _) => Hook::Tc,
+    }
 }
 
 /// What comes out of a tunnel for an address of our own pools that nobody has attached would take our
@@ -442,8 +475,8 @@ fn set_home_routes(config: &Checked) -> Result<(), RunError> {
     let ours = pools.iter().filter(|p| delivers && p.home == Some(own));
     let wanted: Vec<Prefix> = ours.map(|p| p.prefix).collect();
     let mut tunnels =
-        Tunnels::open(config.kernel.protocol, METRIC).map_err(|error| failed(error.to_string()))?;
-    tunnels.set_blackholes(table, &wanted).map_err(|error| failed(error.to_string()))
+        Tunnels::open(config.kernel.protocol).map_err(|error| failed(error.to_string()))?;
+    tunnels.set_blackholes(table, METRIC, &wanted).map_err(|error| failed(error.to_string()))
 }
 
 fn first_packets(ingress: &config::Ingress) -> (Prefix, tun::FirstPackets) {
@@ -482,8 +515,39 @@ fn open_ebpf(config: &Checked, lisp: &config::Lisp) -> Result<Ebpf, RunError> {
     }
     for (link, role) in wanted {
         let failed = other(format!("eBPF at {link}"));
-        let how = plane.attach(link, role, Hook::Tc).map_err(|error| failed(error.to_string()))?;
+        let how = plane
+            .attach(link, role, hook(lisp.hook, role))
+            .map_err(|error| failed(error.to_string()))?;
         tracing::info!(interface = link, ?role, ?how, "eBPF attached");
+    }
+    Ok(plane)
+}
+
+/// As [`open_ebpf`], with the programs that rewrite destinations.
+fn open_rewrite(config: &Checked, lisp: &config::Lisp) -> Result<Rewrite, RunError> {
+    let other = |what: String| move |error: String| RunError::io(what)(io::Error::other(error));
+    let name = format!("killick-{:08x}", config.node.anchor_id.0);
+    let options = rewrite::Options {
+        pin: Path::new("/sys/fs/bpf").join(name),
+        pools: lisp.locators.clone(),
+        sizes: rewrite::Sizes::default(),
+        clsact: false,
+    };
+    let failed = other("the data plane that rewrites".to_owned());
+    let mut plane = Rewrite::open(options).map_err(|error| failed(error.to_string()))?;
+    let named = lisp.inner_interfaces.iter().chain(&lisp.outer_interfaces);
+    let outside = named.map(|name| (name.as_str(), rewrite::Role::Outside));
+    let wanted: Vec<_> = outside.chain([(DEVICE, rewrite::Role::Punt)]).collect();
+    let failed = other("the data plane that rewrites".to_owned());
+    for (link, role) in plane.attached().map_err(|error| failed(error.to_string()))? {
+        if !wanted.contains(&(link.as_str(), role)) {
+            plane.detach(&link, role).map_err(RunError::io(format!("rewriting at {link}")))?;
+        }
+    }
+    for (link, role) in wanted {
+        let failed = other(format!("rewriting at {link}"));
+        plane.attach(link, role).map_err(|error| failed(error.to_string()))?;
+        tracing::info!(interface = link, ?role, "rewriting attached");
     }
     Ok(plane)
 }
@@ -549,4 +613,18 @@ pub async fn run_used(core: Rc<Core>) {
 /// When a data plane wants to be woken.
 pub fn encap_timeout(core_state: &super::core::State) -> Instant {
     core_state.encap.as_ref().map_or(Instant::FAR_FUTURE, |plane| plane.poll_timeout())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn xdp_is_where_frames_come_from_an_interface() {
+        for role in [Role::Inside, Role::Underlay, Role::Punt] {
+            assert_eq!(hook(LispHook::Tc, role), Hook::Tc);
+            let is_xdp = hook(LispHook::Xdp, role) == Hook::Xdp;
+            assert_eq!(is_xdp, role != Role::Punt);
+        }
+    }
 }

@@ -215,8 +215,8 @@ fn ask(state: &State, request: Request, clock: &Clock, now: Instant) -> Answered
         | Request::Detach(_)
         | Request::Move(_)
         | Request::ContextPut(_)
-        | Request::FibDiff
         | Request::MapCache(_)
+        | Request::FibDiff
         | Request::Lookup(_) => Err(ApiError::new(ErrorCode::BadRequest, "not a question")),
     }
 }

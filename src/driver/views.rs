@@ -580,7 +580,15 @@ fn trace(state: &State, mn: &MnId, events: &[&Event], clock: &Clock) -> TraceVie
         }
         (false, false) => (of(Phase::Left), None),
     };
-    let done = [Phase::Announced, Phase::AtHome, Phase::Released, Phase::Published, Phase::Left];
+    // Told to neighbours, to a map-server, or to subscribers; or there is nothing to tell.
+    let done = [
+        Phase::Announced,
+        Phase::Registered,
+        Phase::Published,
+        Phase::AtHome,
+        Phase::Released,
+        Phase::Left,
+    ];
     let home = state.node.pool_of(first.prefix).and_then(|(_, home)| home);
     TraceView {
         mn: mn.clone(),

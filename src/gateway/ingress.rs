@@ -12,7 +12,8 @@ use std::net::IpAddr;
 use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::types::lisp::{
-    EncapChange, EntryAction, GroupId, GroupPath, InstanceId, NegativeAction, RlocSet, usable,
+    EncapChange, EntryAction, GroupId, GroupPath, InstanceId, NegativeAction, RlocSet,
+    may_stand_for, usable,
 };
 use crate::types::{Family, Prefix};
 
@@ -72,9 +73,16 @@ pub struct Ingress {
     counts: IngressCounts,
     entries_max: usize,
     groups_max: usize,
+    /// Locators become destinations; there are no tunnels, and no groups.
+    rewrites: bool,
 }
 
 impl Ingress {
+    /// A locator stands for one host, whose packets it is the new destination of.
+    pub fn rewriting() -> Self {
+        Self { rewrites: true, ..Self::new(Vec::new()) }
+    }
+
     pub fn new(families: Vec<Family>) -> Self {
         Self::with_limits(families, ENTRIES_MAX, GROUPS_MAX)
     }
@@ -94,6 +102,7 @@ impl Ingress {
             counts: IngressCounts::default(),
             entries_max,
             groups_max,
+            rewrites: false,
         }
     }
 
@@ -124,6 +133,10 @@ impl Ingress {
         action: NegativeAction,
         out: &mut Vec<EncapChange>,
     ) {
+        if !rlocs.is_empty() && self.rewrites {
+            self.set_entry(prefix, rewriting(prefix, rlocs), out);
+            return;
+        }
         if !rlocs.is_empty() {
             self.set_group_entry(iid, prefix, rlocs, out);
             return;
@@ -316,6 +329,26 @@ impl Ingress {
     }
 }
 
+/// What a mapping says where destinations are rewritten. A locator is of one host; what has more
+/// addresses (the pool of a home network) is reached by its own. So is a host whose locator is its
+/// EID: it is at home. One without a locator that could stand for it cannot be reached at all.
+fn rewriting(prefix: Prefix, rlocs: &RlocSet) -> EntryAction {
+    if !prefix.is_host() {
+        return EntryAction::Native;
+    }
+    let eid = prefix.addr();
+    let usable = rlocs.iter().filter(|r| r.priority != PRIORITY_NEVER);
+    let usable = usable.filter(|r| may_stand_for(r.addr, eid));
+    match usable.min_by_key(|r| (r.priority, std::cmp::Reverse(r.weight), r.addr)) {
+        Some(rloc) if rloc.addr == eid => EntryAction::Native,
+        Some(rloc) => EntryAction::Rewrite(rloc.addr),
+        None => EntryAction::Drop,
+    }
+}
+
+/// "Do not use" (RFC 9301 §5.4).
+const PRIORITY_NEVER: u8 = 255;
+
 /// Where packets go now: among the locators that can be reached, those of the best priority
 /// (RFC 9301 §5.4). Locators of weight 0 carry nothing beside those that have one; if none has,
 /// the choice is ours, and all are equal.
@@ -325,8 +358,6 @@ fn path(
     families: &[Family],
     down: [&BTreeSet<IpAddr>; 2],
 ) -> GroupPath {
-    /// "Do not use" (RFC 9301 §5.4).
-    const PRIORITY_NEVER: u8 = 255;
     let can = |addr: IpAddr| usable(addr, families) && !down.iter().any(|d| d.contains(&addr));
     let candidates = || rlocs.iter().filter(|r| r.priority != PRIORITY_NEVER && can(r.addr));
     let Some(best) = candidates().map(|r| r.priority).min() else {
@@ -511,6 +542,29 @@ mod tests {
             ingress.set_mapping(IID, hole, &RlocSet::default(), action, &mut Vec::new());
             assert_eq!(ingress.find(hole), Some(expected));
         }
+    }
+
+    #[test]
+    fn where_destinations_are_rewritten_a_locator_is_of_one_host() {
+        let mut ingress = Ingress::rewriting();
+        let mut entry = |p: &str, rlocs: &[(&str, u8, u8)]| {
+            map(&mut ingress, p, &set(rlocs));
+            ingress.find(prefix(p)).unwrap()
+        };
+        let to = |a: &str| EntryAction::Rewrite(addr(a));
+        let host = "10.1.0.1/32";
+        assert_eq!(entry(host, &[("192.0.2.1", 1, 100)]), to("192.0.2.1"));
+        assert_eq!(
+            entry(host, &[("192.0.2.9", 2, 1), ("192.0.2.8", 255, 1), ("192.0.2.7", 3, 1)]),
+            to("192.0.2.9")
+        );
+        assert_eq!(entry(host, &[("10.1.0.1", 1, 100)]), EntryAction::Native, "at home");
+        assert_eq!(entry(host, &[("2001:db8::1", 1, 100)]), EntryAction::Drop);
+        assert_eq!(entry("10.1.0.0/24", &[("192.0.2.1", 1, 100)]), EntryAction::Native);
+        let eid = "2001:db8:1::10/128";
+        assert_eq!(entry(eid, &[("2001:db8:2::f", 1, 100)]), to("2001:db8:2::f"));
+        assert_eq!(entry(eid, &[("2001:db8:2::10", 1, 100)]), EntryAction::Drop, "checksum");
+        assert_eq!(ingress.groups_len(), 0);
     }
 
     #[test]

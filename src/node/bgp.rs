@@ -82,8 +82,13 @@ impl Node {
         }
     }
 
-    /// The host route of another anchor that BGP prefers now.
+    /// The host route of another anchor that BGP prefers now; else what the mapping service has told
+    /// of it, where an anchor is subscribed or has asked.
     pub(super) fn heard(&self, prefix: Prefix) -> Option<Heard> {
+        self.heard_in_bgp(prefix).or_else(|| self.heard_in_lisp(prefix))
+    }
+
+    fn heard_in_bgp(&self, prefix: Prefix) -> Option<Heard> {
         let best = self.speaker.as_ref()?.rib().find_best(prefix)?;
         if best.peer == PeerId::LOCAL {
             return None;

@@ -29,6 +29,7 @@ mod keys;
 mod lisp;
 mod lossless;
 mod relocation;
+mod rewrite;
 mod stage;
 mod steps;
 mod strace;

@@ -9,6 +9,7 @@ mod netns;
 mod netns_anchor;
 mod netns_ebpf;
 mod netns_encap;
+mod netns_rewrite;
 mod netns_transient;
 mod netns_tun;
 #[path = "../sim/mod.rs"]

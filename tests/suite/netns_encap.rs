@@ -430,6 +430,21 @@ fn what_is_not_allowed_is_dropped_and_counted() {
     // Removing what is not there is what was asked.
     apply(&mut egress, &[EncapChange::ForbidDecap { prefix: prefix("10.9.0.8") }]);
 
+    // Of nested prefixes the kernel takes the widest.
+    apply(&mut egress, &[allow("10.9.0.8/29"), allow("10.9.0.0/24")]);
+    assert!(lab.pings("10.9.0.8"));
+    apply(&mut egress, &[EncapChange::ForbidDecap { prefix: prefix("10.9.0.0/24") }]);
+    assert!(lab.pings("10.9.0.8"));
+    apply(&mut egress, &[EncapChange::ForbidDecap { prefix: prefix("10.9.0.8/29") }]);
+    lab.sends("10.9.0.8");
+    assert_eq!(dropped(&mut egress, DropReason::NotAllowed), 6);
+    // Somebody takes all filters of the machine away.
+    lab.say("e", "nft flush ruleset");
+    lab.inside("e", || egress.handle_readable(&mut Vec::new())).unwrap();
+    lab.sends("10.9.0.8");
+    assert_eq!(dropped(&mut egress, DropReason::NotAllowed), 1, "counted from anew");
+    assert!(lab.pings("10.9.0.7") && lab.pings("fd09::7") && lab.pings("fd09::8"));
+
     // At FE_I: by policy, without a locator (or one of no use), and with nobody to hold it.
     let nowhere = EncapChange::SetGroup { group: GroupId(1), path: GroupPath::Unreachable };
     let changes = [
@@ -549,7 +564,7 @@ fn a_group_fails_over_by_one_write() {
     let changes = [entry("10.9.0.7", to_group(0)), EncapChange::RemoveGroup { group: GroupId(1) }];
     apply(&mut ingress, &changes);
     assert!(lab.pings("10.9.0.7"));
-    let objects = lab.say("i", "ip nexthop show proto 107");
+    let objects = lab.say("i", "ip nexthop show proto 108");
     assert_eq!(objects.matches(" encap ").count(), 2, "{objects}");
     assert!(objects.contains("dst 192.0.2.3"), "{objects}");
 }
@@ -591,16 +606,60 @@ fn late_packets_are_forwarded() {
     apply(&mut egress, &[entry("10.9.0.7", to_group(0))]);
     lab.sends("10.9.0.7");
     let frames = capture.take();
-    assert_eq!(frames.len(), 2);
+    assert_eq!(frames.len(), 2, "{frames:?}");
     assert_eq!(frames[1].destination, "192.0.2.1".parse::<IpAddr>().unwrap());
     assert_eq!(frames[1].inner_destination(), "10.9.0.7".parse::<IpAddr>().unwrap());
     let totals = egress.totals().unwrap();
     assert_eq!((totals.late.packets, totals.decapsulated.packets), (1, 2));
     assert_eq!(dropped(&mut ingress, DropReason::NotAllowed), 1);
     // It is back: a native entry within whatever else there is.
-    let changes = [entry("10.9.0.0/24", to_group(0)), entry("10.9.0.7", EntryAction::Native)];
+    let changes = [entry("10.9.0.0/28", to_group(0)), entry("10.9.0.7", EntryAction::Native)];
     apply(&mut egress, &changes);
     assert!(lab.pings("10.9.0.7"));
+    let routes = lab.say("e", "ip route show proto 108");
+    assert_eq!(routes.lines().count(), 5, "what is around it: {routes}");
+    apply(&mut ingress, &[entry("10.9.0.8", to_group(0))]);
+    lab.sends("10.9.0.8"); // not allowed
+    apply(&mut egress, &[allow("10.9.0.8")]);
+    lab.sends("10.9.0.8"); // and then led back
+    assert_eq!(egress.totals().unwrap().late.packets, 2);
+    // Somebody knows it by itself: it need not be cut out.
+    lab.ip("e", "route add 10.9.0.8/32 dev e0 metric 10");
+    apply(&mut egress, &[entry("10.9.0.8", EntryAction::Native)]);
+    assert!(lab.pings("10.9.0.8"));
+    assert_eq!(lab.say("e", "ip route show proto 108"), routes);
+}
+
+/// With a rule, entries are in a table of their own, and what is native finds the routes of others
+/// as if there were none of ours. Without it again, nothing of that is left.
+#[test]
+fn entries_go_before_all_others_by_a_rule() {
+    let Some(lab) = Lab::new() else { return };
+    let by_rule = Options { rule: Some(4341), ..options("192.0.2.1", "fd00::1") };
+    let (mut ingress, mut egress) = (lab.open("i", by_rule), lab.egress());
+    connect(&mut ingress, &mut egress, "192.0.2.2", "192.0.2.1");
+    lab.ip("i", "route add 10.9.0.0/24 via 192.0.2.2");
+    for (prefix, action) in [
+        ("10.9.0.0/25", EntryAction::Punt),
+        ("10.9.0.8", EntryAction::Native),
+        ("10.9.0.9", EntryAction::Native),
+    ] {
+        apply(&mut ingress, &[entry(prefix, action)]);
+    }
+    assert!(lab.pings("10.9.0.7") && lab.pings("fd09::7"));
+    let routes = lab.say("i", "ip route show table 107");
+    assert!(routes.contains("throw 10.9.0.8 "), "{routes}");
+    assert_eq!(routes.lines().count(), 4, "{routes}");
+    let mut capture = Capture::open(&lab, "i", "u0");
+    lab.say("s", "ping -c1 -W5 10.9.0.8");
+    let there = capture.take().iter().filter(|frame| frame.source_is_fe_i()).count();
+    assert_eq!(there, 0, "by the routes of others");
+    drop(ingress);
+    let mut ingress = lab.ingress();
+    assert_eq!(lab.say("i", "ip rule").lines().count(), 3);
+    assert_eq!(lab.say("i", "ip route show table 107"), "");
+    connect(&mut ingress, &mut egress, "192.0.2.2", "192.0.2.1");
+    assert!(lab.pings("10.9.0.7") && lab.pings("fd09::7"));
 }
 
 /// A TUN device as the way to the control plane.
@@ -690,13 +749,14 @@ fn forwarding_survives_a_restart_and_a_lost_device() {
 
     let mut reconciler = open();
     settle(&mut reconciler, at(0));
-    assert_eq!(reconciler.counters().adopted, 8);
+    assert_eq!(reconciler.counters().adopted, 7, "native is what has no route of ours");
     reconciler.apply(&wanted(0), at(0));
-    assert_eq!(reconciler.counters().written, 0, "adopted, not made anew");
+    assert_eq!(reconciler.counters().written, 1, "adopted, but for the native one");
     reconciler.prune();
     settle(&mut reconciler, at(0));
-    let routes = lab.say("i", "ip route show table 107");
-    assert_eq!(routes.lines().count(), 2, "{routes}");
+    let routes = lab.say("i", "ip route show proto 108");
+    assert_eq!(routes.lines().count(), 1, "{routes}");
+    assert_eq!(lab.say("i", "ip rule").lines().count(), 3, "no rules of ours");
     assert!(!lab.say("i", "ip nexthop").contains("192.0.2.66"));
     assert!(lab.pings("10.9.0.7") && lab.pings("fd09::7"));
 

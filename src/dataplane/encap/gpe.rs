@@ -2,10 +2,13 @@
 //! nexthop objects, and routes that lead to these by number.
 //!
 //! ```text
-//! rule from anywhere  ->  table 107: entries of FE_I    prefix -> group -> locators
-//! rule from the tunnel -> table 108: what FE_E takes    prefix -> throw (go on with table 107, main)
-//!                                                       else   -> sink, counted
+//! main table       entries of FE_I          prefix -> group -> locators
+//! sets of the guard what FE_E takes          prefix, else dropped and counted
 //! ```
+//!
+//! Entries are in the main table, beside the routes of others, told apart by protocol number and metric:
+//! a routing rule, of whomever and for whatever, makes all that a machine forwards dearer by two
+//! thirds. So the longest prefix decides, whoever made it; [`super::carve`] has what follows from that.
 //!
 //! A group is a nexthop object of each family (an IPv6 route needs one of its own) that holds those
 //! of its locators; these are shared by all groups. So a host moves by one route, and a group, of
@@ -17,22 +20,23 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::ops::Range;
+use std::os::fd::AsRawFd;
 
+use super::carve::{Carver, Entry, METRIC, Write};
 use super::reconcile::usable;
-use super::{Caps, DropReason, EncapError, Encapsulator, Families, Totals, guard};
+use super::{Caps, DropReason, EncapError, Encapsulator, Families, REWRITING, Totals, guard};
 use crate::dataplane::OpError;
-use crate::dataplane::filter::State;
+use crate::dataplane::filter::{FilterError, State};
 use crate::dataplane::netlink::{
-    Counts, Dumped, ENCAP_TABLES, SetupError, Step, To, TunnelLink, Tunnels, Via,
+    Counts, Deletions, Dumped, ENCAP_RULE, ENCAP_TABLE, SetChange, SetOf, Sets, SetupError, Step,
+    To, TunnelLink, Tunnels, Via, tunnel_protocol,
 };
 use crate::types::lisp::{
     EncapChange, EncapEvent, EntryAction, EntryCount, GroupId, GroupPath, InstanceId,
 };
 use crate::types::seam::IfIndex;
 use crate::types::{Family, Prefix};
-
-const ENCAP_TABLE: u8 = ENCAP_TABLES[0];
-const DECAP_TABLE: u8 = ENCAP_TABLES[1];
 
 /// Numbers of our nexthop objects begin with a K. Other programs count from 1, or begin with bits of
 /// their own.
@@ -48,6 +52,9 @@ const MEMBERS_MAX: u32 = (END - MEMBERS) / 2;
 /// As many as the tables of the control plane hold.
 const ENTRIES_MAX: usize = crate::types::limits::BINDINGS_MAX;
 
+/// A message of them fits into the kernel's and our buffers.
+const ELEMENTS_AT_ONCE: usize = 256;
+
 /// Outer header, UDP, LISP.
 const OVERHEAD_IPV4: u32 = 20 + 8 + 8;
 const OVERHEAD_IPV6: u32 = 40 + 8 + 8;
@@ -55,6 +62,8 @@ const OVERHEAD_IPV6: u32 = 40 + 8 + 8;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Options {
     pub device: String,
+    /// Takes what no tunnel is for.
+    pub sink: String,
     pub port: u16,
     /// Own locators: outer sources, and the families in which locators of others are of use.
     pub ipv4: Option<Ipv4Addr>,
@@ -66,32 +75,38 @@ pub struct Options {
     /// An interface that brings packets of punted entries to the control plane. Without one they
     /// are dropped and counted.
     pub punt: Option<String>,
+    /// Priority of a routing rule: entries are in a table of their own, before all others. For who
+    /// must see the routes of others without ours, at the price of the rule. None: in the main table.
+    pub rule: Option<u32>,
+    /// Not that of delivery and BGP, so that nobody takes the routes of the one for the other's.
     pub protocol: u8,
-    pub metric: u32,
-    /// Priorities of the two rules; between the local table (0) and the main one (32766).
-    pub decap_rule: u32,
-    pub encap_rule: u32,
 }
 
 impl Default for Options {
     fn default() -> Self {
         Self {
             device: "killick-gpe".to_owned(),
+            sink: "killick-drop".to_owned(),
             port: 4341,
             ipv4: None,
             ipv6: None,
             underlay_mtu_bytes: 1500,
             iid: InstanceId(0),
             punt: None,
-            protocol: 107,
-            metric: 150,
-            decap_rule: 4340,
-            encap_rule: 4341,
+            rule: None,
+            protocol: tunnel_protocol(107),
         }
     }
 }
 
 impl Options {
+    const fn table(&self) -> u8 {
+        match self.rule {
+            Some(_) => ENCAP_TABLE,
+            None => libc::RT_TABLE_MAIN,
+        }
+    }
+
     pub fn mtu_bytes(&self) -> u32 {
         let overhead = if self.ipv6.is_some() { OVERHEAD_IPV6 } else { OVERHEAD_IPV4 };
         self.underlay_mtu_bytes.saturating_sub(overhead)
@@ -110,7 +125,6 @@ impl Fixed {
         Self::Sink(guard::SINKS[0]),
         Self::Sink(guard::SINKS[1]),
         Self::Sink(guard::SINKS[2]),
-        Self::Sink(guard::SINKS[3]),
         Self::Punt,
     ];
 
@@ -172,58 +186,190 @@ enum Dump {
         changes: u64,
         seen: Vec<(u32, Via)>,
     },
+    /// Those of hosts are listed as they come, the others at the end.
     Routes {
-        table: u8,
         family: Family,
+        wide: BTreeMap<(Prefix, u32), To>,
     },
+    Sets {
+        at: usize,
+        seen: BTreeSet<Prefix>,
+    },
+}
+
+/// What FE_E takes. Intervals must not overlap in the kernel, so one within another is only here.
+#[derive(Default)]
+struct Allowed {
+    hosts: BTreeSet<Prefix>,
+    wide: BTreeSet<Prefix>,
+    /// Written since a list began, which may be older.
+    written: BTreeSet<Prefix>,
+}
+
+impl Allowed {
+    fn of(&mut self, prefix: Prefix) -> &mut BTreeSet<Prefix> {
+        if prefix.is_host() { &mut self.hosts } else { &mut self.wide }
+    }
+
+    fn is_covered(&self, prefix: Prefix) -> bool {
+        let wider = |len| Prefix::new(prefix.addr(), len).filter(|p| self.wide.contains(p));
+        (0..prefix.len()).any(|len| wider(len).is_some())
+    }
+
+    /// Those within, without what is within these.
+    fn within(&self, prefix: Prefix) -> Vec<Prefix> {
+        let mut found: Vec<Prefix> = Vec::new();
+        let inside = self.wide.range(prefix..).take_while(|p| prefix.contains(**p));
+        for &one in inside.filter(|p| **p != prefix) {
+            if !found.last().is_some_and(|last| last.contains(one)) {
+                found.push(one);
+            }
+        }
+        found
+    }
+
+    /// What to write so that it is, or is no longer.
+    fn change(&mut self, prefix: Prefix, add: bool, out: &mut Vec<SetChange>) {
+        let changed = match add {
+            true => self.of(prefix).insert(prefix),
+            false => self.of(prefix).remove(&prefix),
+        };
+        if !changed {
+            return;
+        }
+        self.written.insert(prefix);
+        if prefix.is_host() {
+            out.push(SetChange { prefix, add });
+        } else if !self.is_covered(prefix) {
+            let within = self.within(prefix).into_iter();
+            let within = within.map(|prefix| SetChange { prefix, add: !add });
+            match add {
+                true => {
+                    out.extend(within);
+                    out.push(SetChange { prefix, add });
+                }
+                false => {
+                    out.push(SetChange { prefix, add });
+                    out.extend(within);
+                }
+            }
+        }
+    }
+
+    /// All that the kernel should have.
+    fn all(&self) -> Vec<SetChange> {
+        let widest = Family::ALL.map(|family| match family {
+            Family::Ipv4 => Prefix::V4 { addr: 0, len: 0 },
+            Family::Ipv6 => Prefix::V6 { addr: 0, len: 0 },
+        });
+        let wide = widest.into_iter().flat_map(|all| match self.wide.contains(&all) {
+            true => vec![all],
+            false => self.within(all),
+        });
+        let hosts = self.hosts.iter().copied();
+        wide.chain(hosts).map(|prefix| SetChange { prefix, add: true }).collect()
+    }
+
+    /// The kernel has these of a set: the rest is not there, and what is new was left by an earlier
+    /// process.
+    fn adopt(&mut self, set: SetOf, seen: &BTreeSet<Prefix>) {
+        let old = |p: &&Prefix| p.family() == set.family && !self.written.contains(*p);
+        let all = if set.wide { &self.wide } else { &self.hosts };
+        let gone: Vec<_> = all
+            .iter()
+            .filter(|p| old(p) && !seen.contains(*p))
+            .filter(|p| !seen.iter().any(|s| set.wide && s.contains(**p)))
+            .copied()
+            .collect();
+        let new: Vec<_> = seen.iter().filter(|p| old(p)).copied().collect();
+        let all = if set.wide { &mut self.wide } else { &mut self.hosts };
+        for prefix in gone {
+            all.remove(&prefix);
+        }
+        all.extend(new);
+    }
 }
 
 pub struct Gpe {
     options: Options,
     tunnels: Tunnels,
     link: IfIndex,
-    counts: Option<Counts>,
+    sink: IfIndex,
+    counts: Counts,
+    sets: Sets,
+    deletions: Deletions,
     guard: State,
     slots: BTreeMap<u32, Held>,
     members: Members,
+    carver: Carver<To>,
+    allowed: Allowed,
     /// Changes of groups, ever.
     changes: u64,
     dump: Option<Dump>,
     /// Work of a batch, kept for its memory.
     steps: Vec<Step>,
     answers: Vec<Result<(), OpError>>,
+    writes: Vec<Write<To>>,
+}
+
+/// How a change of a batch is done.
+enum Planned {
+    Done(Result<(), EncapError>),
+    /// By so many steps.
+    Routes(usize),
+    /// By these elements of those of the batch.
+    Decap {
+        prefix: Prefix,
+        add: bool,
+        of: Range<usize>,
+    },
 }
 
 impl Gpe {
     /// In the network namespace of the calling thread. Makes what is missing, and leaves what is
     /// there from before a restart as it is.
     pub fn open(options: Options) -> Result<Self, SetupError> {
-        let tunnels = Tunnels::open(options.protocol, options.metric)?;
+        let mut tunnels = Tunnels::open(options.protocol)?;
+        // What was configured before, perhaps.
+        let other = match options.rule {
+            None => {
+                for family in Family::ALL {
+                    tunnels.remove_rule(family, ENCAP_RULE, ENCAP_TABLE)?;
+                }
+                ENCAP_TABLE
+            }
+            Some(_) => libc::RT_TABLE_MAIN,
+        };
+        tunnels.clear(other).map_err(|error| SetupError::Refused {
+            name: options.device.clone(),
+            what: "routes of an earlier configuration away".to_owned(),
+            error,
+        })?;
         let mut this = Self {
             options,
             tunnels,
             link: IfIndex(0),
-            counts: None,
+            sink: IfIndex(0),
+            counts: Counts::open(guard::TABLE)?,
+            sets: Sets::open(guard::TABLE)?,
+            deletions: Deletions::open(guard::TABLE)?,
             guard: State::Off,
             slots: BTreeMap::new(),
             members: Members::default(),
+            carver: Carver::default(),
+            allowed: Allowed::default(),
             changes: 0,
             dump: None,
             steps: Vec::new(),
             answers: Vec::new(),
+            writes: Vec::new(),
         };
         this.set_up()?;
-        let Options { device, port, iid, .. } = &this.options;
-        this.guard = match guard::load(device, *port, *iid) {
-            Ok(()) => State::Loaded,
-            Err(error) => State::Failed(error.to_string()),
-        };
-        this.counts = Some(Counts::open(guard::TABLE)?);
         Ok(this)
     }
 
-    /// Without the guard there are no counters by reason, and addresses of this machine can be
-    /// reached through the tunnel.
+    /// Without counters of what is dropped at FE_I it has failed. (Without the filter of FE_E, or that
+    /// of the instance, nothing is opened.)
     pub fn guard(&self) -> &State {
         &self.guard
     }
@@ -232,13 +378,50 @@ impl Gpe {
         self.link
     }
 
-    /// The device, the objects that are always there, and the rules. Repeated with every list, in
+    /// Entries are divided by native ones within them into so many routes.
+    pub fn pieces(&self) -> usize {
+        self.carver.pieces()
+    }
+
+    /// The devices, the filter, and the objects that are always there. Repeated with every list, in
     /// case somebody has taken one away.
     fn set_up(&mut self) -> Result<(), SetupError> {
-        let Options { device, port, .. } = &self.options;
+        let first = self.guard == State::Off;
+        let Options { device, sink, port, iid, .. } = &self.options;
         let mtu_bytes = self.options.mtu_bytes();
         let link = TunnelLink { name: device.clone(), port: *port, mtu_bytes };
-        self.link = self.tunnels.set_up_link(&link)?;
+        let (made, new) = self.tunnels.find_or_make_link(&link)?;
+        self.link = made;
+        let sink_was = self.sink;
+        self.sink = self.tunnels.set_up_sink(sink)?;
+        let mut loaded = false;
+        self.counts.read(|name, _| loaded |= name == guard::LATE)?;
+        if first || new || !loaded {
+            let refused = |what: &str, error: FilterError| SetupError::Refused {
+                name: device.clone(),
+                what: what.to_owned(),
+                error: OpError::Other(error.to_string()),
+            };
+            guard::load(device, *port, *iid).map_err(|error| refused("its filter", error))?;
+            // What we have replaced ourselves is no news.
+            self.deletions.read()?;
+        }
+        if first || !loaded || sink_was != self.sink {
+            self.guard = match guard::load_sinks(sink) {
+                Ok(()) => State::Loaded,
+                Err(error) => State::Failed(error.to_string()),
+            };
+        }
+        if !first && !loaded {
+            let all = self.allowed.all();
+            let refill = all.chunks(ELEMENTS_AT_ONCE).try_for_each(|some| self.sets.apply(some));
+            refill.map_err(|error| SetupError::Refused {
+                name: device.clone(),
+                what: "the prefixes of FE_E".to_owned(),
+                error,
+            })?;
+        }
+        self.tunnels.raise_link(self.link, &link)?;
         let punt = match &self.options.punt {
             Some(name) => self.tunnels.find_link(name)?,
             None => None,
@@ -249,86 +432,122 @@ impl Gpe {
                 let (link, via) = match (fixed, punt) {
                     (Fixed::Punt, Some(punt)) => (punt, Via::Link),
                     (Fixed::Punt, None) => {
-                        (self.link, Via::Gateway(guard::sink(DropReason::NotHeld, family)))
+                        (self.sink, Via::Gateway(guard::sink(DropReason::NotHeld, family)))
                     }
                     (Fixed::Sink(reason), _) => {
-                        (self.link, Via::Gateway(guard::sink(reason, family)))
+                        let (ip, mac) = (guard::sink(reason, family), guard::sink_mac(reason));
+                        steps.push(Step::SetNeighbor { link: self.sink, ip, mac });
+                        (self.sink, Via::Gateway(ip))
                     }
                 };
                 let id = fixed.nexthop(family);
                 steps.push(Step::SetNexthop { id, family, link, via });
             }
-            let to = To::Nexthop(Fixed::Sink(DropReason::NotAllowed).nexthop(family));
-            let any = match family {
-                Family::Ipv4 => Prefix::V4 { addr: 0, len: 0 },
-                Family::Ipv6 => Prefix::V6 { addr: 0, len: 0 },
-            };
-            steps.push(Step::SetRoute { table: DECAP_TABLE, prefix: any, to });
         }
         self.answers.clear();
         self.tunnels.apply(&steps, &mut self.answers);
-        let refused = |what: &str, error| SetupError::Refused {
-            name: device.clone(),
-            what: what.to_owned(),
-            error,
-        };
-        for answer in self.answers.drain(..) {
-            answer.map_err(|error| refused("its fixed routes", error))?;
-        }
-        for family in Family::ALL {
-            for (priority, from, table) in [
-                (self.options.decap_rule, Some(device.as_str()), DECAP_TABLE),
-                (self.options.encap_rule, None, ENCAP_TABLE),
-            ] {
-                let rule = self.tunnels.set_rule(family, priority, from, table);
-                rule.map_err(|error| refused("its routing rules", error))?;
+        if let Some(priority) = self.options.rule {
+            for family in Family::ALL {
+                self.answers.push(self.tunnels.set_rule(family, priority, ENCAP_TABLE));
             }
+        }
+        for answer in self.answers.drain(..) {
+            answer.map_err(|error| SetupError::Refused {
+                name: device.clone(),
+                what: "its fixed objects".to_owned(),
+                error,
+            })?;
         }
         Ok(())
     }
 
-    /// Routes are collected and written together; a group is written when it comes.
-    fn plan(&mut self, change: &EncapChange) -> Result<Option<Step>, EncapError> {
-        let step = match *change {
+    /// Routes are collected and written together, and so are elements of sets; a group is written
+    /// when it comes.
+    fn plan(&mut self, change: &EncapChange, elements: &mut Vec<SetChange>) -> Planned {
+        match *change {
             EncapChange::SetGroup { group, ref path } => {
                 self.write_routes();
-                self.set_group(group, path)?;
-                return Ok(None);
+                Planned::Done(self.set_group(group, path))
             }
             EncapChange::RemoveGroup { group } => {
                 self.write_routes();
-                self.remove_group(group)?;
-                return Ok(None);
+                Planned::Done(self.remove_group(group))
             }
             EncapChange::SetEntry { prefix, action } => {
                 let family = prefix.family();
-                let to = match action {
+                let entry = match action {
                     EntryAction::Group(GroupId(slot)) => {
                         if !self.slots.contains_key(&slot) {
-                            return Err(EncapError::NoGroup);
+                            return Planned::Done(Err(EncapError::NoGroup));
                         }
-                        To::Nexthop(group_nexthop(slot, family))
+                        Entry::Route(To::Nexthop(group_nexthop(slot, family)))
                     }
-                    EntryAction::Punt => To::Nexthop(Fixed::Punt.nexthop(family)),
-                    EntryAction::Native => To::Throw,
+                    EntryAction::Punt => Entry::Route(To::Nexthop(Fixed::Punt.nexthop(family))),
                     EntryAction::Drop => {
-                        To::Nexthop(Fixed::Sink(DropReason::Policy).nexthop(family))
+                        let sink = Fixed::Sink(DropReason::Policy);
+                        Entry::Route(To::Nexthop(sink.nexthop(family)))
                     }
+                    EntryAction::Rewrite(_) => {
+                        return Planned::Done(Err(EncapError::Unsupported(REWRITING)));
+                    }
+                    EntryAction::Native => self.native(prefix),
                 };
-                Step::SetRoute { table: ENCAP_TABLE, prefix, to }
+                self.plan_entry(prefix, entry)
             }
-            EncapChange::RemoveEntry { prefix } => Step::DeleteRoute { table: ENCAP_TABLE, prefix },
-            EncapChange::AllowDecap { prefix } => {
-                Step::SetRoute { table: DECAP_TABLE, prefix, to: To::Throw }
+            EncapChange::RemoveEntry { prefix } => self.plan_entry(prefix, Entry::Gone),
+            EncapChange::AllowDecap { prefix } => self.plan_decap(prefix, true, elements),
+            EncapChange::ForbidDecap { prefix } => self.plan_decap(prefix, false, elements),
+        }
+    }
+
+    /// What is delivered here is native, and has a route of its own: nothing need be cut out of a
+    /// pool for it, which would be a hundred routes for an IPv6 host.
+    fn native(&mut self, prefix: Prefix) -> Entry<To> {
+        if self.options.rule.is_some() {
+            return Entry::Route(To::Throw);
+        }
+        let spared =
+            prefix.is_host() && self.tunnels.has_host_route(prefix.addr()).unwrap_or(false);
+        if spared { Entry::Spared } else { Entry::Native }
+    }
+
+    fn plan_entry(&mut self, prefix: Prefix, entry: Entry<To>) -> Planned {
+        self.writes.clear();
+        if !self.carver.set(prefix, entry, &mut self.writes) {
+            return Planned::Done(Err(EncapError::Full));
+        }
+        let table = self.options.table();
+        self.steps.extend(self.writes.iter().map(|write| step(table, write)));
+        Planned::Routes(self.writes.len())
+    }
+
+    fn plan_decap(&mut self, prefix: Prefix, add: bool, elements: &mut Vec<SetChange>) -> Planned {
+        let from = elements.len();
+        self.allowed.change(prefix, add, elements);
+        match elements.len() {
+            to if to == from => Planned::Done(Ok(())),
+            to => Planned::Decap { prefix, add, of: from..to },
+        }
+    }
+
+    /// In one transaction, or if that is refused in one for each change.
+    fn write_elements(&mut self, elements: &[SetChange], planned: &mut [Planned]) {
+        if elements.is_empty() {
+            return;
+        }
+        let all = self.sets.apply(elements).is_ok();
+        for plan in planned {
+            let Planned::Decap { prefix, add, of } = plan else { continue };
+            let mut result = Ok(());
+            if !all {
+                result = self.sets.apply(&elements[of.clone()]).map_err(EncapError::from);
             }
-            // The default route of this table is the sink.
-            EncapChange::ForbidDecap { prefix } if prefix.len() == 0 => {
-                let to = To::Nexthop(Fixed::Sink(DropReason::NotAllowed).nexthop(prefix.family()));
-                Step::SetRoute { table: DECAP_TABLE, prefix, to }
+            if result.is_err() {
+                // As it was: the next attempt writes it again.
+                self.allowed.change(*prefix, !*add, &mut Vec::new());
             }
-            EncapChange::ForbidDecap { prefix } => Step::DeleteRoute { table: DECAP_TABLE, prefix },
-        };
-        Ok(Some(step))
+            *plan = Planned::Done(result);
+        }
     }
 
     fn write_routes(&mut self) {
@@ -526,11 +745,18 @@ fn outcome(answer: Result<(), OpError>) -> Result<(), EncapError> {
     }
 }
 
+fn step(table: u8, write: &Write<To>) -> Step {
+    let Write { prefix, metric, to } = *write;
+    match to {
+        Some(to) => Step::SetRoute { table, prefix, metric, to },
+        None => Step::DeleteRoute { table, prefix, metric },
+    }
+}
+
 /// The entry that a listed route is.
 fn entry(prefix: Prefix, to: To) -> Option<EncapChange> {
     let family = prefix.family();
     let action = match to {
-        To::Throw => EntryAction::Native,
         To::Nexthop(id) if id == Fixed::Punt.nexthop(family) => EntryAction::Punt,
         To::Nexthop(id) if id == Fixed::Sink(DropReason::Policy).nexthop(family) => {
             EntryAction::Drop
@@ -538,6 +764,7 @@ fn entry(prefix: Prefix, to: To) -> Option<EncapChange> {
         To::Nexthop(id) if (GROUPS..MEMBERS).contains(&id) => {
             EntryAction::Group(GroupId((id - GROUPS) / 2))
         }
+        To::Throw => EntryAction::Native, // of a table of our own
         To::Nexthop(_) | To::Blackhole => return None,
     };
     Some(EncapChange::SetEntry { prefix, action })
@@ -563,21 +790,22 @@ impl Encapsulator for Gpe {
         self.steps.clear();
         self.answers.clear();
         let mut planned = Vec::with_capacity(changes.len());
+        let mut elements = Vec::new();
         for change in changes {
-            planned.push(match self.plan(change) {
-                Ok(Some(step)) => {
-                    self.steps.push(step);
-                    None
-                }
-                Ok(None) => Some(Ok(())),
-                Err(error) => Some(Err(error)),
-            });
+            planned.push(self.plan(change, &mut elements));
         }
+        self.write_elements(&elements, &mut planned);
         self.write_routes();
         let mut answers = self.answers.drain(..);
-        for done in planned {
-            let written = || answers.next().map_or(Ok(()), outcome);
-            results.push(done.unwrap_or_else(written));
+        for plan in planned {
+            results.push(match plan {
+                Planned::Done(result) => result,
+                Planned::Decap { .. } => Ok(()),
+                Planned::Routes(count) => {
+                    // All are written; the first refusal is the result.
+                    answers.by_ref().take(count).map(outcome).fold(Ok(()), Result::and)
+                }
+            });
         }
     }
 
@@ -609,25 +837,51 @@ impl Encapsulator for Gpe {
                 }
                 self.adopt(seen);
                 self.listed_groups(out);
-                self.begin_routes(ENCAP_TABLE, Family::Ipv4)?;
+                self.begin_routes(Family::Ipv4)?;
             }
-            Some(Dump::Routes { table, family }) => {
+            Some(Dump::Routes { family, mut wide }) => {
                 let more = self.tunnels.continue_dump(|found| {
-                    let Dumped::Route { prefix, to } = found else { return };
-                    if table == ENCAP_TABLE {
+                    let Dumped::Route { prefix, metric, to } = found else { return };
+                    if prefix.is_host() && metric == METRIC {
                         out.extend(entry(prefix, to));
-                    } else if to == To::Throw {
+                    } else {
+                        wide.insert((prefix, metric), to);
+                    }
+                })?;
+                if more {
+                    self.dump = Some(Dump::Routes { family, wide });
+                    return Ok(true);
+                }
+                self.adopt_entries(family, &wide, out)?;
+                match family {
+                    Family::Ipv4 => self.begin_routes(Family::Ipv6)?,
+                    Family::Ipv6 => {
+                        self.allowed.written.clear();
+                        self.begin_set(0)?;
+                    }
+                }
+            }
+            Some(Dump::Sets { at, mut seen }) => {
+                let set = SetOf::ALL[at];
+                let more = self.sets.continue_dump(|prefix| {
+                    seen.insert(prefix);
+                    if !set.wide {
                         out.push(EncapChange::AllowDecap { prefix });
                     }
                 })?;
-                match (more, table, family) {
-                    (true, ..) => self.dump = Some(Dump::Routes { table, family }),
-                    (false, _, Family::Ipv4) => self.begin_routes(table, Family::Ipv6)?,
-                    (false, ENCAP_TABLE, Family::Ipv6) => {
-                        self.begin_routes(DECAP_TABLE, Family::Ipv4)?;
-                    }
-                    (false, _, Family::Ipv6) => return Ok(false),
+                if more {
+                    self.dump = Some(Dump::Sets { at, seen });
+                    return Ok(true);
                 }
+                self.allowed.adopt(set, &seen);
+                if set.wide {
+                    let all = self.allowed.wide.iter().filter(|p| p.family() == set.family);
+                    out.extend(all.map(|&prefix| EncapChange::AllowDecap { prefix }));
+                }
+                if at + 1 == SetOf::ALL.len() {
+                    return Ok(false);
+                }
+                self.begin_set(at + 1)?;
             }
         }
         Ok(true)
@@ -656,22 +910,22 @@ impl Encapsulator for Gpe {
         let link = self.tunnels.link_counts(self.link).map_err(other)?;
         let mut totals = Totals { encapsulated: link.sent, ..Totals::default() };
         let mut refused = EntryCount::default();
-        if let Some(counts) = &mut self.counts {
-            let read = counts.read(|name, count| {
-                if name == guard::LATE {
-                    totals.late = count;
-                }
-                for (dropped, reason) in totals.dropped.iter_mut().zip(DropReason::ALL) {
-                    if Some(reason.as_str()) == name.strip_prefix(guard::DROPPED) {
-                        *dropped = count.packets;
-                        if reason == DropReason::NotAllowed {
-                            refused = count;
-                        }
+        let read = self.counts.read(|name, count| {
+            if name == guard::LATE {
+                totals.late = count;
+            }
+            for (dropped, reason) in totals.dropped.iter_mut().zip(DropReason::ALL) {
+                if Some(reason.as_str()) == name.strip_prefix(guard::DROPPED) {
+                    // Of not allowed ones there are two: in general, and addresses of our own.
+                    *dropped += count.packets;
+                    if reason == DropReason::NotAllowed {
+                        refused.packets += count.packets;
+                        refused.octets += count.octets;
                     }
                 }
-            });
-            read.map_err(other)?;
-        }
+            }
+        });
+        read.map_err(other)?;
         totals.decapsulated = EntryCount {
             packets: link.received.packets.saturating_sub(refused.packets),
             octets: link.received.octets.saturating_sub(refused.octets),
@@ -687,18 +941,87 @@ impl Encapsulator for Gpe {
     }
 
     fn event_fd(&self) -> Option<std::os::fd::RawFd> {
-        None
+        Some(self.deletions.as_raw_fd())
     }
 
+    /// Without the filter everything would be taken out of tunnels.
     fn handle_readable(&mut self, _events: &mut Vec<EncapEvent>) -> Result<bool, EncapError> {
+        let gone = self.deletions.read();
+        if gone.map_err(|error| EncapError::Other(error.to_string()))? {
+            self.set_up().map_err(|error| EncapError::Other(error.to_string()))?;
+        }
         Ok(false)
     }
 }
 
 impl Gpe {
-    fn begin_routes(&mut self, table: u8, family: Family) -> Result<(), EncapError> {
-        self.tunnels.begin_routes(table, family)?;
-        self.dump = Some(Dump::Routes { table, family });
+    fn begin_routes(&mut self, family: Family) -> Result<(), EncapError> {
+        self.tunnels.begin_routes(self.options.table(), family)?;
+        self.dump = Some(Dump::Routes { family, wide: BTreeMap::new() });
         Ok(())
+    }
+
+    fn begin_set(&mut self, at: usize) -> Result<(), EncapError> {
+        self.sets.begin_dump(SetOf::ALL[at])?;
+        self.dump = Some(Dump::Sets { at, seen: BTreeSet::new() });
+        Ok(())
+    }
+
+    fn adopt_entries(
+        &mut self,
+        family: Family,
+        wide: &BTreeMap<(Prefix, u32), To>,
+        out: &mut Vec<EncapChange>,
+    ) -> Result<(), EncapError> {
+        let mut writes = Vec::new();
+        for (prefix, found) in self.carver.adopt(family, wide, &mut writes) {
+            match found {
+                Entry::Route(to) => out.extend(entry(prefix, to)),
+                Entry::Native => {
+                    out.push(EncapChange::SetEntry { prefix, action: EntryAction::Native });
+                }
+                Entry::Spared | Entry::Gone => {} // no list has these
+            }
+        }
+        let table = self.options.table();
+        let steps: Vec<Step> = writes.iter().map(|write| step(table, write)).collect();
+        self.write(&steps)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn prefix(text: &str) -> Prefix {
+        text.parse().unwrap()
+    }
+
+    /// The kernel's set of intervals refuses those that overlap.
+    #[test]
+    fn of_nested_prefixes_the_widest_is_written() {
+        let mut allowed = Allowed::default();
+        let mut change = |text: &str, add| {
+            let mut out = Vec::new();
+            allowed.change(prefix(text), add, &mut out);
+            let sign = |c: &SetChange| format!("{}{}", if c.add { '+' } else { '-' }, c.prefix);
+            out.iter().map(sign).collect::<Vec<_>>()
+        };
+        assert_eq!(change("10.1.0.0/24", true), ["+10.1.0.0/24"]);
+        assert_eq!(change("10.1.0.0/25", true), [""; 0]);
+        assert_eq!(change("10.1.0.7", true), ["+10.1.0.7/32"]);
+        assert_eq!(change("10.1.0.7", true), [""; 0]);
+        assert_eq!(change("10.0.0.0/8", true), ["-10.1.0.0/24", "+10.0.0.0/8"]);
+        assert_eq!(change("10.1.0.0/25", false), [""; 0]);
+        assert_eq!(change("10.1.0.128/25", true), [""; 0]);
+        assert_eq!(change("10.0.0.0/8", false), ["-10.0.0.0/8", "+10.1.0.0/24"]);
+        assert_eq!(change("10.1.0.0/24", false), ["-10.1.0.0/24", "+10.1.0.128/25"]);
+        assert_eq!(change("10.1.0.0/24", false), [""; 0]);
+        let of = SetOf::of(prefix("10.0.0.0/8"));
+        allowed.written.clear();
+        allowed.change(prefix("10.2.0.0/16"), true, &mut Vec::new());
+        allowed.adopt(of, &BTreeSet::from([prefix("10.3.0.0/16")]));
+        let left = BTreeSet::from([prefix("10.2.0.0/16"), prefix("10.3.0.0/16")]);
+        assert_eq!((allowed.wide, allowed.hosts.len()), (left, 1));
     }
 }

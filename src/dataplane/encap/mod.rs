@@ -15,6 +15,7 @@
 //!   end that can tell says [`EncapEvent::Late`]; otherwise the kernel's routes deliver it.
 //! * A group that is unreachable, and an entry that is dropped, count what they drop.
 
+mod carve;
 pub mod fake;
 pub mod gpe;
 mod guard;
@@ -73,6 +74,9 @@ pub enum EncapError {
     #[error("{0}")]
     Other(String),
 }
+
+/// What encapsulating back ends say to [`EntryAction::Rewrite`](crate::types::lisp::EntryAction).
+pub(super) const REWRITING: &str = "rewriting";
 
 impl From<OpError> for EncapError {
     fn from(error: OpError) -> Self {

@@ -298,7 +298,10 @@ impl<E: Encapsulator> Reconciler<E> {
                 let id = self.slots.get(&slot).and_then(|group| group.id);
                 EntryAction::Group(id.unwrap_or(GroupId(slot)))
             }
-            EntryAction::Punt | EntryAction::Native | EntryAction::Drop => action,
+            EntryAction::Punt
+            | EntryAction::Native
+            | EntryAction::Drop
+            | EntryAction::Rewrite(_) => action,
         }
     }
 
@@ -447,7 +450,10 @@ impl<E: Encapsulator> Reconciler<E> {
                     return;
                 }
             },
-            EntryAction::Punt | EntryAction::Native | EntryAction::Drop => action,
+            EntryAction::Punt
+            | EntryAction::Native
+            | EntryAction::Drop
+            | EntryAction::Rewrite(_) => action,
         };
         let full = self.entries.len() >= self.caps.entries_max;
         let item = match self.entries.get_mut(&prefix) {

@@ -21,16 +21,22 @@ use netlink_packet_route::RouteNetlinkMessage;
 pub use diversion::{Diversion, DiversionOptions, MARK};
 pub use link::{AccessLink, LinkState, SetupError};
 pub use monitor::{Monitor, Notice};
-pub use netfilter::Counts;
+pub use netfilter::{Counts, Deletions, SetChange, SetOf, Sets};
 pub use tunnel::{Dumped, Step, To, TunnelLink, Tunnels, Via};
 
 use self::socket::{Refused, Requests};
 use super::{DataPlane, Hop, KernelRoute, Kind, Op, OpError};
 use crate::types::{Family, Prefix};
 
-/// Routing tables of the encapsulating data plane: FE_I's entries, and what FE_E takes out. Below
-/// 256, so that a notification's header names them.
-pub const ENCAP_TABLES: [u8; 2] = [107, 108];
+/// Routing table of encapsulating data planes that look before all others, by a rule of this
+/// priority. Below 256, so that a notification's header names it.
+pub const ENCAP_TABLE: u8 = 107;
+pub const ENCAP_RULE: u32 = 4341;
+
+/// `rtm_protocol` of a tunnel's routes in the main table, beside those of delivery and BGP.
+pub const fn tunnel_protocol(protocol: u8) -> u8 {
+    protocol.wrapping_add(1)
+}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Options {
@@ -199,7 +205,8 @@ impl DataPlane for Kernel {
         // Twice: the routing table's entry says whose route it is, the plain lookup which of its
         // next hops (nexthop objects, multipath) the kernel would use.
         let entry = self.lookup(next_hop, true)?;
-        if message::protocol(&entry) == self.options.protocol {
+        let own = self.options.protocol;
+        if [own, tunnel_protocol(own)].contains(&message::protocol(&entry)) {
             return Err(OpError::Other(format!(
                 "next hop {next_hop} is reached only by a route of killick's own"
             )));

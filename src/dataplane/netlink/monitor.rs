@@ -10,9 +10,9 @@ use netlink_packet_route::neighbour::{
 };
 use netlink_sys::{Socket, SocketAddr};
 
-use super::ENCAP_TABLES;
 use super::link::LinkState;
 use super::socket::{open_socket, parse, split};
+use super::{ENCAP_TABLE, tunnel_protocol};
 use crate::types::MacAddr;
 use crate::types::seam::IfIndex;
 
@@ -66,7 +66,7 @@ impl Monitor {
     /// echo of a million messages.
     pub(super) fn open(own_port: u32, protocol: u8) -> io::Result<Self> {
         let mut socket = open_socket()?;
-        ignore_own(&socket, own_port)?;
+        ignore_own(&socket, own_port, protocol)?;
         socket.bind(&SocketAddr::new(0, 0))?;
         for group in [RTNLGRP_LINK, RTNLGRP_NEIGH, RTNLGRP_IPV4_ROUTE, RTNLGRP_IPV6_ROUTE] {
             socket.add_membership(group)?;
@@ -150,9 +150,9 @@ fn neighbor_notice(neighbor: &NeighbourMessage) -> Option<Notice> {
     mac.map(|mac| Notice::NeighborLearned { link, ip, mac })
 }
 
-/// A classic BPF program over the message: drop those that carry our port number, and routes in
-/// the tables of the encapsulating data plane, which nothing else reads or writes.
-fn ignore_own(socket: &Socket, port: u32) -> io::Result<()> {
+/// A classic BPF program over the message: drop those that carry our port number, and routes of
+/// the encapsulating data plane, by its table or its protocol number, which nothing else writes.
+fn ignore_own(socket: &Socket, port: u32, protocol: u8) -> io::Result<()> {
     // Loads are big-endian, the header is in the machine's order.
     let port = u32::from_be_bytes(port.to_ne_bytes());
     let kind = |kind: u16| u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
@@ -165,16 +165,16 @@ fn ignore_own(socket: &Socket, port: u32) -> io::Result<()> {
     let load = |size: u32, at: u32| statement(libc::BPF_LD | size | libc::BPF_ABS, at, 0, 0);
     let equal = |k, jt, jf| statement(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, k, jt, jf);
     let pass = |len| statement(libc::BPF_RET | libc::BPF_K, len, 0, 0);
-    let [encap, decap] = ENCAP_TABLES;
     let program = [
         load(libc::BPF_W, 12),
-        equal(port, 7, 0),
+        equal(port, 8, 0),
         load(libc::BPF_H, 4),
         equal(kind(libc::RTM_NEWROUTE), 1, 0),
-        equal(kind(libc::RTM_DELROUTE), 0, 3),
+        equal(kind(libc::RTM_DELROUTE), 0, 4),
         load(libc::BPF_B, 20), // rtm_table
-        equal(u32::from(encap), 2, 0),
-        equal(u32::from(decap), 1, 0),
+        equal(u32::from(ENCAP_TABLE), 3, 0),
+        load(libc::BPF_B, 21), // rtm_protocol
+        equal(u32::from(tunnel_protocol(protocol)), 1, 0),
         pass(u32::MAX),
         pass(0),
     ];

@@ -1,22 +1,22 @@
 //! A routing netlink socket, used synchronously: the kernel works off a request within `send`, so
 //! its answers are there when `send` returns.
 //!
-//! Requests go out in batches with an acknowledgement asked only of the last: errors come for
-//! each message by itself, told apart by sequence number.
+//! Requests go out in batches without asking for acknowledgements: errors come for each message by
+//! itself, told apart by sequence number, and what has none when `send` returns was done. (To make,
+//! send and read an acknowledgement takes a fifth of the time of a small change.)
 
 use std::io;
 use std::os::fd::{AsRawFd, RawFd};
 
 use netlink_packet_core::{
-    DecodeError, NLM_F_ACK, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage,
-    NetlinkPayload,
+    DecodeError, NLM_F_DUMP, NLM_F_REQUEST, NetlinkHeader, NetlinkMessage, NetlinkPayload,
 };
 use netlink_packet_route::RouteNetlinkMessage;
 use netlink_sys::protocols::{NETLINK_NETFILTER, NETLINK_ROUTE};
 use netlink_sys::{Socket, SocketAddr};
 
 /// Requests per `send`. An error answer occupies about 1 KiB of the socket's buffer.
-pub const BATCH_MAX: usize = 128;
+pub const BATCH_MAX: usize = 256;
 
 /// Room for the errors of a whole batch, and for a pause of the reader of notifications.
 const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
@@ -25,6 +25,9 @@ const RECEIVE_BUFFER_BYTES: usize = 4 << 20;
 const DATAGRAM_MAX: usize = 64 << 10;
 
 const HEADER_LEN: usize = 16;
+pub(super) const NFNL_SUBSYS_NFTABLES: u16 = 10;
+const NFNL_MSG_BATCH_BEGIN: u16 = 0x10;
+const NFNL_MSG_BATCH_END: u16 = 0x11;
 const NLMSG_ERROR: u16 = 2;
 const NLMSG_DONE: u16 = 3;
 /// Extended acknowledgement attribute: a sentence in plain English.
@@ -93,9 +96,7 @@ impl Requests {
                 && let Some((message, flags)) = messages.next()
             {
                 count += 1;
-                let last = count == BATCH_MAX || messages.peek().is_none();
-                let ack = if last { NLM_F_ACK } else { 0 };
-                self.push(message, NLM_F_REQUEST | flags | ack);
+                self.push(message, NLM_F_REQUEST | flags);
             }
             self.socket.send(&self.buffer, 0)?;
             self.collect(first, count, results)?;
@@ -116,13 +117,38 @@ impl Requests {
             let first = self.sequence.wrapping_add(1);
             self.buffer.clear();
             for index in start..end {
-                let ack = if index + 1 == end { NLM_F_ACK } else { 0 };
-                self.push_raw(NLM_F_REQUEST | ack, |out| encode(index, out));
+                self.push_raw(NLM_F_REQUEST, |out| encode(index, out));
             }
             self.socket.send(&self.buffer, 0)?;
             self.collect(first, end - start, results)?;
         }
         Ok(())
+    }
+
+    /// The same as one transaction of nftables: all or nothing. What the first refusal was.
+    pub fn transact_nft(
+        &mut self,
+        count: usize,
+        mut encode: impl FnMut(usize, &mut Vec<u8>) -> (u16, u16),
+    ) -> io::Result<Result<(), Refused>> {
+        let frame = |kind: u16| {
+            move |out: &mut Vec<u8>| {
+                out.extend_from_slice(&[0, 0]);
+                out.extend_from_slice(&NFNL_SUBSYS_NFTABLES.to_be_bytes());
+                (kind, 0)
+            }
+        };
+        self.buffer.clear();
+        let first = self.sequence.wrapping_add(1);
+        self.push_raw(NLM_F_REQUEST, frame(NFNL_MSG_BATCH_BEGIN));
+        for index in 0..count {
+            self.push_raw(NLM_F_REQUEST, |out| encode(index, out));
+        }
+        self.push_raw(NLM_F_REQUEST, frame(NFNL_MSG_BATCH_END));
+        self.socket.send(&self.buffer, 0)?;
+        let mut results = Vec::with_capacity(count + 2);
+        self.collect(first, count + 2, &mut results)?;
+        Ok(results.into_iter().collect())
     }
 
     /// As [`Self::begin_dump`], with the type and the body of the request.
@@ -227,7 +253,7 @@ impl Requests {
         message.serialize(&mut self.buffer[start..start + len]);
     }
 
-    /// Reads until the acknowledgement of the last of `count` requests.
+    /// Reads what the kernel has said about `count` requests: until there is nothing more.
     fn collect(
         &mut self,
         first: u32,
@@ -236,9 +262,8 @@ impl Requests {
     ) -> io::Result<()> {
         let base = results.len();
         results.extend((0..count).map(|_| Ok(())));
-        let mut open = true;
-        while open {
-            self.receive(|header, body| {
+        loop {
+            let received = self.receive(|header, body| {
                 let index = header.sequence_number.wrapping_sub(first) as usize;
                 // Late answers to an earlier batch that was given up have other numbers.
                 if header.message_type != NLMSG_ERROR || index >= count {
@@ -248,10 +273,14 @@ impl Requests {
                 if answer.errno != 0 {
                     results[base + index] = Err(answer);
                 }
-                open &= index + 1 != count;
-            })?;
+            });
+            match received {
+                Ok(()) => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                // Also when an answer was lost (ENOBUFS): then nothing is known.
+                Err(error) => return Err(error),
+            }
         }
-        Ok(())
     }
 
     fn receive(&mut self, sink: impl FnMut(&NetlinkHeader, &[u8])) -> io::Result<()> {

@@ -38,6 +38,9 @@ pub struct TransientLimits {
     pub gate: Duration,
     /// A flow waits for its marker, while the pMA is silent.
     pub order: Duration,
+    /// The pMA answers this much later: packets on the way to it may have been in a longer queue than
+    /// the question.
+    pub slack: Duration,
     /// A marker is asked for again.
     pub ask_again: Duration,
     /// Flows whose order a gate keeps. Packets of one more pass at once.
@@ -77,6 +80,7 @@ impl Default for TransientLimits {
             forward,
             gate: hold + forward + Duration::from_secs(1),
             order: Duration::from_millis(100),
+            slack: Duration::from_millis(1),
             ask_again: Duration::from_millis(15),
             flows_per_gate: 4_096,
             end_again: Duration::from_millis(50),

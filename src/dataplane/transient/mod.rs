@@ -64,6 +64,8 @@ struct Common {
     events: VecDeque<TransientEvent>,
     waiting: usize,
     waiting_octets: usize,
+    /// Questions that have not taken their places yet.
+    asked: usize,
 }
 
 impl Common {
@@ -158,6 +160,7 @@ impl Engine {
                 events: VecDeque::new(),
                 waiting: 0,
                 waiting_octets: 0,
+                asked: 0,
             },
             entries: Table::default(),
             prefixes: BTreeSet::new(),
@@ -523,11 +526,29 @@ impl Engine {
         let Some(head) = octets.get(HEADROOM..).and_then(|packet| Head::of(packet).ok()) else {
             return self.common.count(TransientDrop::Malformed);
         };
+        if is_for_the_link(head.destination) {
+            return;
+        }
         let octets = &mut octets[..HEADROOM + head.len];
         if self.sources.keep(head.source, octets, now, &mut self.common) {
             return;
         }
         self.diverted(&head, Carrier::Slot { slot, octets }, now, out);
+    }
+
+    /// Packets of the prefix wait as those of a source that is not delivered yet.
+    pub fn holds_source(&self, prefix: Prefix) -> bool {
+        self.sources.has(prefix)
+    }
+
+    /// They come here although it was passed, see [`Self::next_unshut`].
+    pub fn note_shut(&mut self, prefix: Prefix, now: Instant) {
+        self.sources.note_shut(prefix, now);
+    }
+
+    /// A prefix whose packets may take their own way: all that came before are gone.
+    pub fn next_unshut(&mut self, now: Instant) -> Option<Prefix> {
+        self.sources.next_unshut(now)
     }
 
     fn diverted(
@@ -713,11 +734,8 @@ impl Engine {
                         return Err(TransientDrop::WrongPrefix);
                     }
                 };
-                let waits = entry.has_marker(flow)
-                    || entry.direct(flow, Item::Marker(flow), now, &mut self.common, out);
-                if waits {
-                    out.push(Output::own(from, noted(sequence)));
-                }
+                entry.ask(flow, now, &mut self.common);
+                out.push(Output::own(from, noted(sequence)));
                 let limits = &self.common.config.limits;
                 if settle(prefix, entry, limits, &mut self.due, &mut self.flushing) {
                     self.flush_at.get_or_insert(Instant::ZERO);
@@ -836,6 +854,12 @@ impl Engine {
         times.into_iter().flatten().min().unwrap_or(Instant::FAR_FUTURE)
     }
 
+    /// Whether somebody asks for a marker. Then the device has to be empty before
+    /// [`Self::handle_timeout`]: the answer says that all is on its way that came before.
+    pub fn is_asked(&self) -> bool {
+        self.common.asked > 0
+    }
+
     pub fn handle_timeout(&mut self, now: Instant, out: &mut Vec<Output>) {
         while let Some(&(at, prefix)) = self.due.first()
             && at <= now
@@ -857,6 +881,9 @@ impl Engine {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
+        for flow in entry.take_asked(Some(now), &mut self.common) {
+            entry.direct(flow, Item::Marker(flow), now, &mut self.common, out);
+        }
         if entry.closing.is_some() {
             return;
         }
@@ -959,6 +986,9 @@ impl Engine {
 
     pub fn finish(&mut self, prefix: Prefix, now: Instant, out: &mut Vec<Output>) {
         let Some(mut entry) = self.entries.remove(prefix) else { return };
+        for flow in entry.take_asked(None, &mut self.common) {
+            entry.pass(Item::Marker(flow), now, &mut self.common, out);
+        }
         entry.flush(prefix, usize::MAX, now, &mut self.common, out);
         self.prefixes.remove(&prefix);
         self.remove_keys(prefix, entry.keys());

@@ -156,7 +156,10 @@ impl Late {
                         self.sensor.add(prefix);
                     }
                 }
-                EntryAction::Punt | EntryAction::Native | EntryAction::Drop => self.forget(prefix),
+                EntryAction::Punt
+                | EntryAction::Native
+                | EntryAction::Drop
+                | EntryAction::Rewrite(_) => self.forget(prefix),
             },
             EncapChange::RemoveEntry { prefix } => self.forget(prefix),
             EncapChange::SetGroup { .. } | EncapChange::RemoveGroup { .. } => {}
@@ -226,7 +229,8 @@ impl<E: Encapsulator> Encapsulator for Beside<E> {
             if let Some(late) = &mut self.late {
                 late.follow(change);
             }
-            if is_punt(change) {
+            // Its routes went with the device of the process before.
+            if let EncapChange::SetEntry { .. } = change {
                 self.tun.apply(std::slice::from_ref(change), &mut Vec::new());
             }
         }

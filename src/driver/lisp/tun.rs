@@ -31,8 +31,8 @@ use socket2::{Domain, Protocol, Socket, Type};
 use super::mmsg::{BATCH, Outgoing, Receiver, Sender};
 use super::udp::{set_on, set_option, set_receive_buffer};
 use crate::dataplane::OpError;
-use crate::dataplane::encap::{Caps, EncapError, Encapsulator, Families, Totals, gpe};
-use crate::dataplane::netlink::{Dumped, ENCAP_TABLES, Step, To, Tunnels, Via};
+use crate::dataplane::encap::{Caps, EncapError, Encapsulator, Families, Totals};
+use crate::dataplane::netlink::{Dumped, ENCAP_RULE, ENCAP_TABLE, Step, To, Tunnels, Via};
 use crate::dataplane::tun::{
     Config, Counters, DECAP_MAX, ENTRIES_MAX, Engine, FirstPackets, FromTunnel, GROUPS_MAX,
     HEADROOM, Inner, Output, Table, Use,
@@ -86,9 +86,8 @@ pub struct AroundOptions {
 
 impl Default for AroundOptions {
     fn default() -> Self {
-        let gpe = gpe::Options::default();
-        // Behind it, the second one and the rule of what comes out of LISP-GPE's tunnels.
-        Self { protocol: gpe.protocol, rule: gpe.encap_rule - 3, mark: 0x6b69_6c6c }
+        // Behind it the second one.
+        Self { protocol: 107, rule: ENCAP_RULE - 3, mark: 0x6b69_6c6c }
     }
 }
 
@@ -101,10 +100,8 @@ pub struct RouteOptions {
 }
 
 impl Default for RouteOptions {
-    /// The same as LISP-GPE's, since only one of them is in use at a time.
     fn default() -> Self {
-        let gpe = gpe::Options::default();
-        Self { protocol: gpe.protocol, metric: gpe.metric, rule: gpe.encap_rule }
+        Self { protocol: 107, metric: 150, rule: ENCAP_RULE }
     }
 }
 
@@ -357,6 +354,7 @@ impl Encapsulator for Tun {
 /// no route, so a pool has one, and hosts that are away have none.
 struct Routes {
     tunnels: Tunnels,
+    metric: u32,
     /// What has a route: into the device, or on to other tables.
     routed: Table<Into>,
 }
@@ -367,7 +365,7 @@ enum Into {
     Others,
 }
 
-const TABLE: u8 = ENCAP_TABLES[0];
+const TABLE: u8 = ENCAP_TABLE;
 
 /// Of the nexthop objects that lead into the device; not in the range of LISP-GPE's.
 fn nexthop(family: Family) -> u32 {
@@ -380,14 +378,14 @@ fn nexthop(family: Family) -> u32 {
 
 impl Routes {
     fn open(options: &RouteOptions, link: IfIndex) -> io::Result<Self> {
-        let tunnels = Tunnels::open(options.protocol, options.metric)?;
-        let mut this = Self { tunnels, routed: Table::default() };
+        let tunnels = Tunnels::open(options.protocol)?;
+        let mut this = Self { tunnels, metric: options.metric, routed: Table::default() };
         this.prune()?;
         for family in Family::ALL {
             let id = nexthop(family);
             let step = Step::SetNexthop { id, family, link, via: Via::Link };
             this.write(step).map_err(io::Error::other)?;
-            let rule = this.tunnels.set_rule(family, options.rule, None, TABLE);
+            let rule = this.tunnels.set_rule(family, options.rule, TABLE);
             rule.map_err(io::Error::other)?;
         }
         Ok(this)
@@ -402,8 +400,8 @@ impl Routes {
             while self
                 .tunnels
                 .continue_dump(|dumped| {
-                    if let Dumped::Route { prefix, .. } = dumped {
-                        found.push(Step::DeleteRoute { table: TABLE, prefix });
+                    if let Dumped::Route { prefix, metric, .. } = dumped {
+                        found.push(Step::DeleteRoute { table: TABLE, prefix, metric });
                     }
                 })
                 .map_err(io::Error::other)?
@@ -447,7 +445,11 @@ impl Routes {
 
     fn set(&mut self, prefix: Prefix, action: EntryAction) -> Result<(), EncapError> {
         let wanted = match action {
-            EntryAction::Group(_) | EntryAction::Punt | EntryAction::Drop => Into::Device,
+            EntryAction::Group(_)
+            | EntryAction::Punt
+            | EntryAction::Drop
+            // There the kernel's own packets are rewritten.
+            | EntryAction::Rewrite(_) => Into::Device,
             EntryAction::Native => Into::Others,
         };
         let as_is = match self.routed.find_mut(prefix) {
@@ -461,7 +463,7 @@ impl Routes {
             Into::Device => To::Nexthop(nexthop(prefix.family())),
             Into::Others => To::Throw,
         };
-        self.write(Step::SetRoute { table: TABLE, prefix, to })?;
+        self.write(Step::SetRoute { table: TABLE, prefix, metric: self.metric, to })?;
         self.routed.insert(prefix, wanted);
         Ok(())
     }
@@ -471,7 +473,8 @@ impl Routes {
         if self.routed.remove(prefix).is_none() {
             return Ok(false);
         }
-        match self.write(Step::DeleteRoute { table: TABLE, prefix }) {
+        let metric = self.metric;
+        match self.write(Step::DeleteRoute { table: TABLE, prefix, metric }) {
             // Somebody has taken it away.
             Err(OpError::Missing) | Ok(()) => Ok(true),
             Err(error) => Err(error.into()),
@@ -581,8 +584,7 @@ struct Around {
 
 impl Around {
     fn open(options: &AroundOptions) -> io::Result<Self> {
-        let metric = RouteOptions::default().metric;
-        let mut tunnels = Tunnels::open(options.protocol, metric)?;
+        let mut tunnels = Tunnels::open(options.protocol)?;
         for family in Family::ALL {
             let set = tunnels.set_mark_rules(family, options.rule, options.mark);
             set.map_err(io::Error::other)?;
