@@ -25,6 +25,8 @@ pub const PAGE_LEN_MAX: usize = 1_000;
 pub const PAGE_LEN_DEFAULT: usize = 200;
 /// How long the API waits for an answer.
 pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
+/// The same for what has to read the whole kernel table, twice, millions of routes perhaps.
+pub const COMPARISON_TIME_MAX: Duration = Duration::from_secs(120);
 
 /// Which part of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -244,13 +246,17 @@ impl Caller {
     pub async fn ask(&self, request: Request) -> Result<Reply, ApiError> {
         let busy = || ApiError::new(ErrorCode::Busy, "the daemon is busy or stopping; try again");
         let (reply, answer) = oneshot::channel();
+        let time_max = match request {
+            Request::FibDiff => COMPARISON_TIME_MAX,
+            _ => ANSWER_TIME_MAX,
+        };
         self.0.try_send(Call { request, reply }).map_err(|_| busy())?;
-        match tokio::time::timeout(ANSWER_TIME_MAX, answer).await {
+        match tokio::time::timeout(time_max, answer).await {
             Ok(Ok(reply)) => reply,
             Ok(Err(_)) => Err(busy()),
             Err(_) => Err(ApiError::new(
                 ErrorCode::Timeout,
-                format!("no answer within {} s", ANSWER_TIME_MAX.as_secs()),
+                format!("no answer within {} s", time_max.as_secs()),
             )),
         }
     }
