@@ -185,13 +185,8 @@ const ERRORS: &[Row] = &[
     ("mtu = 1500", "xtr-id = \"1f\"", "\"1f\"", "32 hexadecimal digits", ""),
     ("mtu = 1500", "encapsulation = \"vxlan\"", "\"vxlan\"", "unknown word `vxlan`", ""),
     ("mtu = 1500", "hook = \"lwt\"", "\"lwt\"", "unknown word `lwt`", ""),
+    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"198.51.100.0/24\", \"2001:db8:77::/64\"]", "\"rewrite\"", "a map-server that is an anchor too", "of its own"),
     ("mtu = 1500", "encapsulation = \"ebpf\"", "\"ebpf\"", "needs to know the interfaces", "inner-interfaces"),
-    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"198.51.100.0/24\"]", "\"rewrite\"", "there are no ipv6 locators for them", "locators = ["),
-    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"2001:db8:77::/64\", \"198.51.0.0/15\"]", "\"198.51.0.0/15\"", "a pool of locators is a /16 to /30", ""),
-    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"198.51.100.0/24\", \"2001:db8:77::/97\"]", "\"2001:db8:77::/97\"", "a pool of locators is a /16 to /96", ""),
-    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"10.1.9.0/24\", \"2001:db8:77::/64\"]", "\"10.1.9.0/24\"", "overlaps with 10.1.0.0/16", ""),
-    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"198.51.100.0/24\", \"2001:db8:77::/64\", \"198.51.100.8/30\"]", "\"198.51.100.8/30\"", "overlaps with 198.51.100.0/24", ""),
-    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"192.0.2.0/24\", \"2001:db8:77::/64\"]", "\"192.0.2.0/24\"", "has our own address 192.0.2.1 in it", ""),
     ("rloc = { ipv4 = \"192.0.2.1\" }", "rloc = { ipv4 = \"0.0.0.0\" }", "rloc", "not the address of a router", ""),
     ("mtu = 1500", "probe-interval = \"10ms\"", "\"10ms\"", "at least \"1s\"", ""),
     ("key-file = \"lisp-key\"\n", "", "[[lisp.map-server]]", "`key-file` is missing in [[lisp.map-server]]", ""),
@@ -256,6 +251,17 @@ const ERRORS: &[Row] = &[
     ("name = \"a1\"", "name = \"a1\"\nlog-level = \"loud\"", "\"loud\"", "not a log level", "trace"),
 ];
 
+/// As [`ERRORS`], at an anchor that is no map-server.
+#[rustfmt::skip]
+const REWRITE_ERRORS: &[Row] = &[
+    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"198.51.100.0/24\"]", "\"rewrite\"", "there are no ipv6 locators for them", "locators = ["),
+    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"2001:db8:77::/64\", \"198.50.0.0/15\"]", "\"198.50.0.0/15\"", "a pool of locators is a /16 to /30", ""),
+    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"198.51.100.0/24\", \"2001:db8:77::/97\"]", "\"2001:db8:77::/97\"", "a pool of locators is a /16 to /96", ""),
+    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"10.1.9.0/24\", \"2001:db8:77::/64\"]", "\"10.1.9.0/24\"", "overlaps with 10.1.0.0/16", ""),
+    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"198.51.100.0/24\", \"2001:db8:77::/64\", \"198.51.100.8/30\"]", "\"198.51.100.8/30\"", "overlaps with 198.51.100.0/24", ""),
+    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"192.0.2.0/24\", \"2001:db8:77::/64\"]", "\"192.0.2.0/24\"", "has our own address 192.0.2.1 in it", ""),
+];
+
 #[test]
 fn the_good_one_is_good() {
     let (checked, warnings) = check(GOOD).unwrap_or_else(|faults| panic!("{faults}"));
@@ -275,11 +281,22 @@ fn the_good_one_is_good() {
 
 #[test]
 fn each_mistake_is_pointed_at() {
+    point_at(ERRORS, GOOD);
+}
+
+#[test]
+fn each_mistake_of_rewriting_is_pointed_at() {
+    let (before, server) = GOOD.split_once("[lisp.server]").unwrap();
+    let (_, after) = server.split_once("[transient]").unwrap();
+    point_at(REWRITE_ERRORS, &format!("{before}[transient]{after}"));
+}
+
+fn point_at(rows: &[Row], good: &str) {
     let mut wrong = String::new();
-    for row in ERRORS {
+    for row in rows {
         let (from, to, pointed, what, hint) = *row;
-        assert!(GOOD.contains(from), "nothing to replace: {from}");
-        let text = GOOD.replacen(from, to, 1);
+        assert!(good.contains(from), "nothing to replace: {from}");
+        let text = good.replacen(from, to, 1);
         let faults = match check(&text) {
             Ok(_) => {
                 wrong.push_str(&format!("accepted: {row:?}\n"));

@@ -325,7 +325,8 @@ fn a_host_away_from_home_has_a_locator_here() {
     let elsewhere: Prefix = "203.0.113.0/24".parse().unwrap();
     let eid = prefix().addr();
     let mut node = node(Scope::Distributed { own: OWN });
-    let pool = Pool { prefix: "10.1.0.0/16".parse().unwrap(), home: Some(OTHER) };
+    // Nobody's home, so that nobody is asked for its context.
+    let pool = Pool { prefix: "10.1.0.0/16".parse().unwrap(), home: None };
     node.pools = crate::location::Pools::new(vec![pool]);
     let config = LispConfig {
         departed_keep: KEEP,
@@ -344,7 +345,6 @@ fn a_host_away_from_home_has_a_locator_here() {
         changes.collect()
     };
     let mn = MnId::from_mac(MAC);
-    node.place(&mn, prefix(), OWN, None, None, now, &mut out).unwrap();
     let out = see(&mut node, now);
     let changes = encap(&out);
     let &[EncapChange::SetEntry { prefix: locator, action: EntryAction::Rewrite(to) }, ..] =
@@ -359,14 +359,13 @@ fn a_host_away_from_home_has_a_locator_here() {
     let mut out = Vec::new();
     node.detach(&mn, None, now, &mut out).unwrap();
     assert!(encap(&out).contains(&EncapChange::RemoveEntry { prefix: locator }), "{out:?}");
-    let mut out = Vec::new();
-    node.place(&mn, prefix(), OWN, None, None, now, &mut out).unwrap();
     now += Duration::from_secs(11);
     let restored = EncapChange::SetEntry { prefix: locator, action: EntryAction::Rewrite(eid) };
     assert!(encap(&see(&mut node, now)).contains(&restored), "the same one");
 
     // To an anchor whose name is known, and whose locator for it is not.
     let mut out = Vec::new();
+    node.config.trust.insert(OTHER, Vec::new());
     node.handle_claim(
         prefix(),
         Claim { generation: Generation(900), anchor: OTHER },
@@ -382,6 +381,8 @@ fn a_host_away_from_home_has_a_locator_here() {
     assert!(encap(&out).contains(&EncapChange::RemoveEntry { prefix: prefix() }), "{out:?}");
 
     // Whose a mapping is, by its locator; at home that is the EID.
+    let pool = Pool { prefix: "10.1.0.0/16".parse().unwrap(), home: Some(OTHER) };
+    node.pools = crate::location::Pools::new(vec![pool]);
     let whose = |addr: &str| {
         let rloc = Rloc { addr: addr.parse().unwrap(), priority: 1, weight: 100 };
         node.anchor_of_locator(prefix(), &RlocSet::new(vec![rloc]))

@@ -181,6 +181,10 @@ fn is_punt(change: &EncapChange) -> bool {
     matches!(change, EncapChange::SetEntry { action: EntryAction::Punt, .. })
 }
 
+fn is_native(change: &EncapChange) -> bool {
+    matches!(change, EncapChange::SetEntry { action: EntryAction::Native, .. })
+}
+
 impl<E: Encapsulator> Encapsulator for Beside<E> {
     fn caps(&self) -> Caps {
         Caps { holds_packets: true, tells_late: true, ..self.inner.caps() }
@@ -189,9 +193,10 @@ impl<E: Encapsulator> Encapsulator for Beside<E> {
     fn apply(&mut self, changes: &[EncapChange], results: &mut Vec<Result<(), EncapError>>) {
         let base = results.len();
         // The device knows what is punted before a packet is led into it, and sets free what it
-        // holds after there is a way for it.
+        // holds after there is a way for it. What the mechanism is about to leave to the ordinary
+        // routes is no longer led into the device, where nobody would take it.
         let mut ignored = Vec::new();
-        for change in changes.iter().filter(|change| is_punt(change)) {
+        for change in changes.iter().filter(|change| is_punt(change) || is_native(change)) {
             self.tun.apply(std::slice::from_ref(change), &mut ignored);
         }
         self.inner.apply(changes, results);

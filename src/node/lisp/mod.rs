@@ -451,12 +451,18 @@ impl Node {
     pub(super) fn lisp_release(&mut self, prefix: Prefix, now: Instant, out: &mut Vec<Output>) {
         let own = self.config.own;
         let there = self.location.known_claim(prefix).map(|c| c.anchor).filter(|a| *a != own);
+        let is_home_there = there.is_some() && there == self.pools.home(prefix);
         let rlocs = there.and_then(|a| self.config.locators.get(&a)).map(RlocSet::from);
         let Some(lisp) = &mut self.lisp else { return };
         match rlocs.filter(|_| lisp.departed.len() < DEPARTED_MAX) {
             Some(rlocs) => {
-                // Which locator it has there only the mapping says; until then its packets wait.
-                let rlocs = if lisp.locators.is_some() { RlocSet::default() } else { rlocs };
+                // Which locator it has there only the mapping says; until then its packets wait. At
+                // home it needs none.
+                let rlocs = match &lisp.locators {
+                    None => rlocs,
+                    Some(_) if is_home_there => locator_set(prefix.addr()),
+                    Some(_) => RlocSet::default(),
+                };
                 let until = now + lisp.config.departed_keep;
                 lisp.forget_departed(prefix);
                 lisp.departed.insert(prefix, (until, rlocs));
