@@ -223,10 +223,13 @@ mod tests {
         let script = script(&names(&["acc0"]), Some(&hold)).unwrap();
         let lines: Vec<&str> = script.lines().filter(|line| line.contains("missing")).collect();
         assert_eq!(lines.len(), 3);
-        assert!(lines[0].contains("ip saddr { 10.1.0.0/16, 10.2.0.0/16 } fib daddr type unicast"));
-        assert!(lines[1].contains("ip6 saddr { 2001:db8:1::/48 } fib daddr type unicast"));
+        assert!(lines[0].contains("ip saddr { 10.1.0.0/16, 10.2.0.0/16 } fib saddr . mark . iif"));
+        assert!(lines[1].contains("ip6 saddr { 2001:db8:1::/48 } fib saddr . mark . iif"));
+        assert!(lines[..2].iter().all(|line| line.contains("fib daddr type unicast")));
         assert!(lines[..2].iter().all(|line| line.ends_with("meta mark set 0x6b accept")));
         assert!(lines[2].ends_with("drop"));
+        let reset = script.find("meta mark 0x6c meta mark set 0").unwrap();
+        assert!(reset < script.find(lines[2]).unwrap(), "nobody else sees our questions");
     }
 
     #[test]
