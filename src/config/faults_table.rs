@@ -235,7 +235,7 @@ const ERRORS: &[Row] = &[
     ("[tls]\nca = \"ca.pem\"\ncertificate = \"a1.pem\"\nkey = \"a1.key\"\n", "", "[[peer]]", "[[peer]] needs [tls]", "killick tls new-ca"),
     // The transient path.
     ("packets = 1000", "packets = 0", "0", "at least 1", ""),
-    ("packets = 1000", "table = 254", "254", "has routes of others", "of its own"),
+    ("packets = 1000", "table = 252", "252", "has routes of others", "of its own"),
     ("packets = 1000", "port = 0", "0", "not a port", ""),
     ("packets = 1000", "device = \"a b\"", "\"a b\"", "not an interface name", "letters"),
     ("packets = 1000", "when-full = \"drop-new\"", "\"drop-new\"", "unknown word `drop-new`", "drop-newest"),

@@ -54,10 +54,10 @@ impl Checker<'_, '_> {
             );
         }
         let table = section.table.unwrap_or(TABLE);
-        if matches!(table, 0 | 253..=255) {
+        if matches!(table, 0 | 251..=255) {
             self.error_hint(
                 "transient.table",
-                format!("table {table} has routes of others"),
+                format!("table {table}, or one of the two after it, has routes of others"),
                 "a table of its own",
             );
         }
