@@ -28,7 +28,7 @@ deps:
 
 # The eBPF programs, whose objects are committed: only after a change of a .bpf.c (clang-14, llvm-14).
 BPF_OUT ?= $(CURDIR)
-BPF = src/dataplane/ebpf/killick benches/dataplane/inject
+BPF = src/dataplane/ebpf/killick src/dataplane/rewrite/rewrite benches/dataplane/inject
 
 bpf:
 	@set -e; for program in $(BPF); do \

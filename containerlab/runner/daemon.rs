@@ -62,11 +62,17 @@ pub fn of_role(role: Role, namespace: &Namespace) -> Result<Vec<Daemon>> {
             // The configuration is loaded by `vtysh -b`, as FRR's own start script does. No TCP
             // vty, and the log to where the runner keeps it.
             let args = ["-P", "0", "--log", "stdout"];
-            vec![
+            let mut daemons = vec![
                 daemon("zebra", "/usr/lib/frr/zebra", &args, "/run/frr/zebra.vty"),
                 daemon("staticd", "/usr/lib/frr/staticd", &args, "/run/frr/staticd.vty"),
-                daemon("bgpd", "/usr/lib/frr/bgpd", &args, "/run/frr/bgpd.vty"),
-            ]
+            ];
+            // As FRR's own start script: what the file of the container says.
+            let wanted = fs::read_to_string(namespace.path("/etc/frr/daemons"))?;
+            if wanted.lines().any(|line| line.trim() == "bfdd=yes") {
+                daemons.push(daemon("bfdd", "/usr/lib/frr/bfdd", &args, "/run/frr/bfdd.vty"));
+            }
+            daemons.push(daemon("bgpd", "/usr/lib/frr/bgpd", &args, "/run/frr/bgpd.vty"));
+            daemons
         }
     })
 }

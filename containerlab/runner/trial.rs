@@ -113,8 +113,18 @@ fn set_transient(lab: &Lab, wanted: bool) -> Result<()> {
 }
 
 /// Runs it. `told`: a line for each move, for people.
-pub fn measure(trial: &Trial, mut told: impl FnMut(String)) -> Result<Outcome> {
+pub fn measure(trial: &Trial, told: impl FnMut(String)) -> Result<Outcome> {
+    measure_with(trial, |_| Ok(()), told)
+}
+
+/// `prepare` has its way with the lab before the killicks start.
+pub fn measure_with(
+    trial: &Trial,
+    prepare: impl FnOnce(&Lab) -> Result<()>,
+    mut told: impl FnMut(String),
+) -> Result<Outcome> {
     let mut lab = Lab::up(&trial.lab, false)?;
+    prepare(&lab)?;
     if let Some(wanted) = trial.transient {
         set_transient(&lab, wanted)?;
     }

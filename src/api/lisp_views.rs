@@ -14,7 +14,7 @@ pub struct RlocView {
     pub address: IpAddr,
     pub priority: u8,
     pub weight: u8,
-    /// `up`, `down`, or `unknown` when it is not probed.
+    /// `up`, `down` (it answers no probes, or BFD says so), or `unknown` when it is not probed.
     pub state: String,
 }
 

@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | `GET /v1/status` `/v1/health` | | [`views::StatusView`], [`views::HealthView`] |
 //! | `GET /v1/bgp/neighbors` | | list of [`views::NeighborView`] |
+//! | `GET /v1/bfd/sessions` | | list of [`views::BfdSessionView`] |
 //! | `GET /v1/bgp/routes` | `family` `within` `neighbor` `cursor` `limit` | page of [`views::RouteView`] |
 //! | `GET /v1/bgp/route` | `prefix` | [`views::RouteDetailView`] |
 //! | `GET /v1/mobility/sessions` | `cursor` `limit` | page of [`views::SessionView`] |
@@ -19,6 +20,7 @@
 //! | `GET /v1/ctx/context` | `mn` | [`views::ContextView`] |
 //! | `PUT /v1/ctx/context` | body [`views::ContextView`] | [`views::AcceptedView`] |
 //! | `GET /v1/fib/routes` | `cursor` `limit` | page of [`views::FibRouteView`] |
+//! | `GET /v1/fib/diff` | | [`views::FibDiffView`] |
 //! | `GET /v1/trace` | `mn` | list of [`views::TraceView`], newest first |
 //! | `GET /v1/lisp/map-cache` | `cursor` `limit` | page of [`lisp_views::MapCacheView`] |
 //! | `GET /v1/lisp/registrations` | `cursor` `limit` | page of [`lisp_views::RegistrationView`] |

@@ -13,8 +13,8 @@ use super::lisp_views::{
 };
 pub use super::stream::Target;
 use super::views::{
-    AcceptedView, ContextView, FibRouteView, NeighborView, Page, PathView, RouteDetailView,
-    RouteView, SessionView, StatusView, TraceView, TransferView,
+    AcceptedView, BfdSessionView, ContextView, FibDiffView, FibRouteView, NeighborView, Page,
+    PathView, RouteDetailView, RouteView, SessionView, StatusView, TraceView, TransferView,
 };
 use crate::types::{AnchorId, Family, Locator, MnId, Prefix};
 
@@ -25,6 +25,8 @@ pub const PAGE_LEN_MAX: usize = 1_000;
 pub const PAGE_LEN_DEFAULT: usize = 200;
 /// How long the API waits for an answer.
 pub const ANSWER_TIME_MAX: Duration = Duration::from_secs(10);
+/// The same for what has to read the whole kernel table, twice, millions of routes perhaps.
+pub const COMPARISON_TIME_MAX: Duration = Duration::from_secs(120);
 
 /// Which part of a listing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,6 +51,7 @@ pub struct RouteFilter {
 pub enum Request {
     Status,
     BgpNeighbors,
+    BfdSessions,
     BgpRoutes {
         family: Family,
         filter: RouteFilter,
@@ -65,6 +68,8 @@ pub enum Request {
     ContextPut(ContextView),
     Transfers,
     FibRoutes(Paging),
+    /// Answered when the kernel has been read, in slices.
+    FibDiff,
     /// The timelines of one node, newest first.
     Trace(MnId),
     MapCache(Paging),
@@ -106,6 +111,7 @@ pub struct Move {
 pub enum Reply {
     Status(Box<StatusView>),
     BgpNeighbors(Vec<NeighborView>),
+    BfdSessions(Vec<BfdSessionView>),
     BgpRoutes(Page<RouteView>),
     BgpRoute(RouteDetailView),
     Sessions(Page<SessionView>),
@@ -116,6 +122,7 @@ pub enum Reply {
     Context(ContextView),
     Transfers(Vec<TransferView>),
     FibRoutes(Page<FibRouteView>),
+    FibDiff(Box<FibDiffView>),
     Trace(Vec<TraceView>),
     MapCache(Page<MapCacheView>),
     Registrations(Page<RegistrationView>),
@@ -239,13 +246,17 @@ impl Caller {
     pub async fn ask(&self, request: Request) -> Result<Reply, ApiError> {
         let busy = || ApiError::new(ErrorCode::Busy, "the daemon is busy or stopping; try again");
         let (reply, answer) = oneshot::channel();
+        let time_max = match request {
+            Request::FibDiff => COMPARISON_TIME_MAX,
+            _ => ANSWER_TIME_MAX,
+        };
         self.0.try_send(Call { request, reply }).map_err(|_| busy())?;
-        match tokio::time::timeout(ANSWER_TIME_MAX, answer).await {
+        match tokio::time::timeout(time_max, answer).await {
             Ok(Ok(reply)) => reply,
             Ok(Err(_)) => Err(busy()),
             Err(_) => Err(ApiError::new(
                 ErrorCode::Timeout,
-                format!("no answer within {} s", ANSWER_TIME_MAX.as_secs()),
+                format!("no answer within {} s", time_max.as_secs()),
             )),
         }
     }

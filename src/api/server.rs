@@ -145,6 +145,7 @@ fn api_routes(shared: Shared) -> Router {
         .route("/v1/status", get(|s: State<Shared>| ask(s, Ok(Request::Status))))
         .route("/v1/health", get(health))
         .route("/v1/bgp/neighbors", get(|s: State<Shared>| ask(s, Ok(Request::BgpNeighbors))))
+        .route("/v1/bfd/sessions", get(|s: State<Shared>| ask(s, Ok(Request::BfdSessions))))
         .route("/v1/bgp/routes", get(bgp_routes))
         .route("/v1/bgp/route", get(bgp_route))
         .route("/v1/mobility/sessions", get(sessions))
@@ -156,6 +157,7 @@ fn api_routes(shared: Shared) -> Router {
         .route("/v1/ctx/transfers", get(|s: State<Shared>| ask(s, Ok(Request::Transfers))))
         .route("/v1/ctx/context", get(context_get).put(context_put))
         .route("/v1/fib/routes", get(fib_routes))
+        .route("/v1/fib/diff", get(|s: State<Shared>| ask(s, Ok(Request::FibDiff))))
         .route("/v1/trace", get(trace))
         .route("/v1/lisp/map-cache", get(map_cache))
         .route("/v1/lisp/registrations", get(registrations))
@@ -272,6 +274,7 @@ fn show(reply: &Reply) -> Response {
     match reply {
         Reply::Status(data) => json("status", data),
         Reply::BgpNeighbors(data) => json("bgp-neighbors", data),
+        Reply::BfdSessions(data) => json("bfd-sessions", data),
         Reply::BgpRoutes(data) => json("bgp-routes", data),
         Reply::BgpRoute(data) => json("bgp-route", data),
         Reply::Sessions(data) => json("mobility-sessions", data),
@@ -281,6 +284,7 @@ fn show(reply: &Reply) -> Response {
         Reply::Context(data) => json("context", data),
         Reply::Transfers(data) => json("ctx-transfers", data),
         Reply::FibRoutes(data) => json("fib-routes", data),
+        Reply::FibDiff(data) => json("fib-diff", data),
         Reply::Trace(data) => json("trace", data),
         Reply::MapCache(data) => json("lisp-map-cache", data),
         Reply::Registrations(data) => json("lisp-registrations", data),

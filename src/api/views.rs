@@ -166,6 +166,42 @@ pub struct NeighborView {
     pub queue_bytes: u64,
 }
 
+/// A BFD session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct BfdSessionView {
+    pub address: IpAddr,
+    pub local_address: Option<IpAddr>,
+    pub interface: Option<String>,
+    pub multihop: bool,
+    /// `admin-down`, `down`, `init` or `up`.
+    pub state: String,
+    pub since_s: u64,
+    /// Why it is in this state, in words.
+    pub diagnostic: String,
+    pub remote_state: String,
+    pub remote_diagnostic: String,
+    pub discriminator: u32,
+    /// 0 while it is not known.
+    pub remote_discriminator: u32,
+    /// BFD of the other end outlives its control plane (the C bit).
+    pub control_plane_independent: bool,
+    pub authenticated: bool,
+    /// Between two packets of ours, before jitter.
+    pub transmit_interval_us: u64,
+    /// Silence of the other end that is a failure; 0 before it was heard.
+    pub detection_time_us: u64,
+    pub multiplier: u8,
+    pub packets_in: u64,
+    pub packets_out: u64,
+    pub packets_discarded: u64,
+    /// Times it came up, and times it left that state.
+    pub ups: u64,
+    pub downs: u64,
+    /// BGP neighbours whose sessions end with this path.
+    pub neighbors: Vec<IpAddr>,
+}
+
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub struct NeighborFamilyView {
@@ -341,6 +377,61 @@ pub struct FibRouteView {
     /// `pending`, `installed` or `failed`.
     pub state: String,
     pub error: Option<String>,
+}
+
+/// What this node wants in the kernel, held against what is there.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FibDiffView {
+    /// Nothing is missing, too much, different or shadowed; what was healed does not count.
+    pub same: bool,
+    /// Routes that should be there, and routes of the table with our protocol number.
+    pub wanted: u64,
+    pub found: u64,
+    /// Routes of the table that others have made.
+    pub foreign: u64,
+    pub missing: u64,
+    pub extra: u64,
+    pub different: u64,
+    pub shadowed: u64,
+    /// In the last minutes, and set right since.
+    pub healed: u64,
+    pub items: Vec<FibDiffItemView>,
+    /// Differences that were counted and are not among the items.
+    pub omitted: u64,
+    /// Why a part could not be read; then nothing is known of it.
+    pub errors: Vec<String>,
+}
+
+/// One difference.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FibDiffItemView {
+    /// `missing`, `extra`, `different`, `shadowed` (ours is there, and a route of somebody else for
+    /// the same prefix is preferred); `healed` when it is no more.
+    pub what: String,
+    /// `delivery` or `route`; of tunnels `entry`, `group` or `decap`; `unknown` for a route with our
+    /// protocol number and a metric that we do not use.
+    pub kind: String,
+    /// Absent for a group.
+    pub prefix: Option<Prefix>,
+    pub group: Option<u32>,
+    pub want: Option<FibPlaceView>,
+    pub have: Option<FibPlaceView>,
+    /// What is known of the reason; what it was, of a healed one.
+    pub why: Option<String>,
+    /// For a healed one: how long ago it was found.
+    pub ago_ms: Option<u64>,
+}
+
+/// Where a route leads.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub struct FibPlaceView {
+    pub via: Option<IpAddr>,
+    pub interface: Option<String>,
+    pub protocol: Option<u8>,
+    pub metric: Option<u32>,
 }
 
 /// The timeline of one handover as this node saw it.

@@ -60,6 +60,9 @@ pub enum Ask {
     /// The BGP speaker
     #[command(subcommand)]
     Bgp(Bgp),
+    /// Path liveness
+    #[command(subcommand)]
+    Bfd(Bfd),
     /// Where mobile nodes are
     #[command(subcommand)]
     Mobility(Mobility),
@@ -134,6 +137,12 @@ pub enum Bgp {
     Neighbors,
     /// Best routes, or all paths of one prefix
     Routes(RoutesArgs),
+}
+
+#[derive(Debug, Subcommand)]
+pub enum Bfd {
+    /// Paths that are watched, and what is known of them
+    Sessions,
 }
 
 #[derive(Debug, Args)]
@@ -251,6 +260,9 @@ pub enum Explain {
 pub enum Fib {
     /// Desired entries and what became of them
     Routes(Listing),
+    /// What is wanted in the kernel, held against what is there: exits with 0 when that is the same,
+    /// with 1 when it differs
+    Diff,
 }
 
 #[derive(Debug, Subcommand)]

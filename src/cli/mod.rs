@@ -17,8 +17,8 @@ use hyper::Method;
 use serde::de::DeserializeOwned;
 
 use args::{
-    Ask, AttachArgs, Bgp, Cli, Command, ConfigArgs, Ctx, Explain, FeE, Fib, Lisp, Mobility, Output,
-    Tls,
+    Ask, AttachArgs, Bfd, Bgp, Cli, Command, ConfigArgs, Ctx, Explain, FeE, Fib, Lisp, Mobility,
+    Output, Tls,
 };
 use show::Pages;
 use table::Table;
@@ -27,11 +27,12 @@ use crate::api::Target;
 use crate::api::client::{Client, ClientError, in_query};
 use crate::api::lisp_views::LookupView;
 use crate::api::request::{Attach, Move, PAGE_LEN_MAX};
-use crate::api::views::{ContextView, Envelope, HealthView, Page, StatusView};
+use crate::api::views::{ContextView, Envelope, FibDiffView, HealthView, Page, StatusView};
 use crate::config;
 use crate::types::{Family, Locator};
 
 const ERROR: u8 = 1;
+const DIFFERENT: u8 = 1;
 const NOT_READY: u8 = 3;
 /// How often `lisp lookup` asks whether the mapping system has answered, and how long between.
 const LOOKUP_TRIES: u32 = 30;
@@ -181,6 +182,9 @@ impl<W: Write> Asker<W> {
             Ask::Bgp(Bgp::Neighbors) => {
                 self.table("/v1/bgp/neighbors", |view: Vec<_>| show::neighbors(&view)).await
             }
+            Ask::Bfd(Bfd::Sessions) => {
+                self.table("/v1/bfd/sessions", |view: Vec<_>| show::bfd_sessions(&view)).await
+            }
             Ask::Bgp(Bgp::Routes(args)) => match args.prefix {
                 Some(prefix) => {
                     let resource = format!("/v1/bgp/route?prefix={prefix}");
@@ -250,6 +254,7 @@ impl<W: Write> Asker<W> {
                 let resources = ["/v1/fib/routes".to_owned()];
                 self.pages(&resources, listing.limit, |items: &[_]| show::fib_routes(items)).await
             }
+            Ask::Fib(Fib::Diff) => self.fib_diff().await,
             Ask::Lisp(Lisp::MapCache(listing)) => {
                 let resources = ["/v1/lisp/map-cache".to_owned()];
                 self.pages(&resources, listing.limit, |items: &[_]| show::map_cache(items)).await
@@ -371,6 +376,13 @@ impl<W: Write> Asker<W> {
             self.out.flush()?;
         }
         Err(Failure::Say("the daemon ended the stream".to_owned()))
+    }
+
+    async fn fib_diff(&mut self) -> Done {
+        let octets = self.client.get("/v1/fib/diff").await?;
+        let view: FibDiffView = open(&octets)?;
+        self.answer(&octets, |view: FibDiffView| show::fib_diff(&view))?;
+        if view.same { Ok(()) } else { Err(Failure::Said(DIFFERENT)) }
     }
 
     async fn healthcheck(&mut self) -> Done {

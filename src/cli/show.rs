@@ -5,8 +5,9 @@ use crate::api::lisp_views::{
     ExplainView, LookupView, MapCacheView, ProbeView, RegistrationView, RlocView, SubscriptionView,
 };
 use crate::api::views::{
-    AcceptedView, EncapStatusView, FibRouteView, MappingMoveView, NeighborView, PathView,
-    RouteDetailView, RouteView, SessionView, StatusView, StepView, TraceView, TransferView,
+    AcceptedView, BfdSessionView, EncapStatusView, FibDiffView, FibPlaceView, FibRouteView,
+    MappingMoveView, NeighborView, PathView, RouteDetailView, RouteView, SessionView, StatusView,
+    StepView, TraceView, TransferView,
 };
 use crate::types::Family;
 
@@ -134,6 +135,33 @@ pub fn neighbors(view: &[NeighborView]) -> Table {
             advertised.map_or_else(|| "-".to_owned(), |n| n.to_string()),
             n.flaps.to_string(),
             description,
+        ]);
+    }
+    table
+}
+
+pub fn bfd_sessions(view: &[BfdSessionView]) -> Table {
+    let heads = ["address", "hops", "state", "since", "remote", ">tx ms", ">detect ms"];
+    let mut table = Table::new(&[&heads[..], &[">downs", "neighbors", "diagnostic"]].concat());
+    for s in view {
+        let neighbors: Vec<String> = s.neighbors.iter().map(ToString::to_string).collect();
+        // Whoever ended the session says why.
+        let diagnostic = match s.remote_state.as_str() {
+            "admin-down" => format!("the other end: {}", s.remote_diagnostic),
+            _ if s.state == "up" => String::new(),
+            _ => s.diagnostic.clone(),
+        };
+        table.row(vec![
+            s.address.to_string(),
+            if s.multihop { "multi" } else { "single" }.to_owned(),
+            s.state.clone(),
+            age(s.since_s),
+            s.remote_state.clone(),
+            milliseconds(s.transmit_interval_us),
+            milliseconds(s.detection_time_us),
+            s.downs.to_string(),
+            neighbors.join(", "),
+            diagnostic,
         ]);
     }
     table
@@ -297,6 +325,51 @@ pub fn fib_routes(view: &[FibRouteView]) -> Table {
         ]);
     }
     table
+}
+
+pub fn fib_diff(view: &FibDiffView) -> String {
+    let place = |place: &Option<FibPlaceView>| {
+        let Some(FibPlaceView { via, interface, protocol, metric }) = place else {
+            return String::new();
+        };
+        let words = [
+            via.map(|via| format!("via {via}")),
+            interface.as_ref().map(|interface| format!("dev {interface}")),
+            protocol.map(|protocol| format!("proto {protocol}")),
+            metric.map(|metric| format!("metric {metric}")),
+        ];
+        words.into_iter().flatten().collect::<Vec<_>>().join(" ")
+    };
+    let mut out = String::new();
+    if !view.items.is_empty() {
+        let mut table = Table::new(&["what", "prefix", "kind", "want", "have", "why"]);
+        for i in &view.items {
+            let ago = i.ago_ms.map(|ms| format!(", found {} ago", age(ms / 1000)));
+            let why = format!("{}{}", text(i.why.as_ref()), ago.unwrap_or_default());
+            table.row(vec![
+                i.what.clone(),
+                i.prefix.map_or_else(|| text(i.group), |prefix| prefix.to_string()),
+                i.kind.clone(),
+                place(&i.want),
+                place(&i.have),
+                why,
+            ]);
+        }
+        out.push_str(&Pages::default().show(&table));
+    }
+    if view.omitted > 0 {
+        out.push_str(&format!("... and {} more\n", view.omitted));
+    }
+    for error in &view.errors {
+        out.push_str(&format!("not known: {error}\n"));
+    }
+    let FibDiffView { wanted, found, missing, extra, different, shadowed, healed, .. } = view;
+    let same = if view.same { "the same" } else { "not the same" };
+    out.push_str(&format!(
+        "{same}: {wanted} wanted, {found} found; {missing} missing, {extra} extra, \
+         {different} different, {shadowed} shadowed; {healed} healed\n"
+    ));
+    out
 }
 
 /// One locator; what is usual is not said.

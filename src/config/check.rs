@@ -2,6 +2,7 @@
 //! network, and looks at no other file.
 
 mod access;
+mod bfd;
 mod bgp;
 mod lisp;
 mod mobility;
@@ -89,6 +90,7 @@ impl<'d, 't> Checker<'d, 't> {
         let pools: Vec<Prefix> = pools(file);
         let bgp = file.bgp.as_ref().map(|_| self.bgp(file, &pools));
         let access = self.access(file, &pools);
+        let bfd = self.bfd(file);
         let peers = self.peers(file, &pools);
         let tls = self.tls(file);
         let lisp = self.lisp(file, &pools);
@@ -106,6 +108,7 @@ impl<'d, 't> Checker<'d, 't> {
                 Some(bgp) => Some(bgp?),
                 None => None,
             },
+            bfd: bfd?,
             mobility: mobility?,
             access: access?,
             peers: peers?,

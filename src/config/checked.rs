@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::file::{
-    Encapsulation, FirstPackets, IngressPolicy, LispAlgorithm, LispHook, LogFormat,
+    BfdAlgorithm, Encapsulation, FirstPackets, IngressPolicy, LispAlgorithm, LispHook, LogFormat,
     MaxPrefixAction, Mode, Role, WhenFull,
 };
 use crate::types::lisp::{InstanceId, SiteId, XtrId};
@@ -27,6 +27,8 @@ pub const KERNEL_PROTOCOL: u8 = b'k';
 pub struct Checked {
     pub node: Node,
     pub bgp: Option<Bgp>,
+    /// Paths to watch besides those to neighbours.
+    pub bfd: Vec<Bfd>,
     pub mobility: Option<Mobility>,
     pub access: Vec<Access>,
     pub peers: Vec<Peer>,
@@ -87,6 +89,40 @@ pub struct Neighbor {
     pub next_hop_self: bool,
     pub extended_next_hop: bool,
     pub shutdown: bool,
+    pub bfd: Option<NeighborBfd>,
+}
+
+/// A path that is watched.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bfd {
+    pub remote: IpAddr,
+    pub local: Option<IpAddr>,
+    pub multihop: bool,
+    pub interface: Option<String>,
+    /// Least TTL of what comes over many hops; 0 is any.
+    pub ttl_min: u8,
+    /// Both from 10 ms to 60 s.
+    pub min_tx: Duration,
+    pub min_rx: Duration,
+    /// Not 0.
+    pub multiplier: u8,
+    pub passive: bool,
+    pub key: Option<BfdKey>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BfdKey {
+    pub id: u8,
+    /// Not read yet: `check` runs without the rights to.
+    pub file: PathBuf,
+    pub algorithm: BfdAlgorithm,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NeighborBfd {
+    pub path: Bfd,
+    /// No session without it.
+    pub strict: bool,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -216,6 +252,7 @@ pub struct Peer {
     /// `"pools"` is here already in full.
     pub may_claim: Vec<Prefix>,
     pub fe_e: Option<Locator>,
+    pub locators: Vec<Prefix>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -237,6 +274,8 @@ pub struct Lisp {
     pub site_id: SiteId,
     pub encapsulation: Encapsulation,
     pub mtu: u32,
+    /// Of hosts here, where destinations are rewritten; then of both families that hosts have.
+    pub locators: Vec<Prefix>,
     pub hook: LispHook,
     pub inner_interfaces: Vec<String>,
     pub outer_interfaces: Vec<String>,

@@ -165,12 +165,27 @@ const ERRORS: &[Row] = &[
     ("local-as = 65000\n\n[[bgp.neighbor]]", "local-as = 65000\nlisten = []\n\n[[bgp.neighbor]]\npassive = true", "true", "bgp.listen is empty", "let this side connect"),
     ("import = \"pools\"\n", "import = \"pools\"\nhold-time = \"1s\"\n", "\"1s\"", "\"0s\" (never)", ""),
     ("[mobility]\n", "[[bgp.network]]\nprefix = \"10.1.3.0/24\"\n[mobility]\n", "\"10.1.3.0/24\"", "inside the mobility pool", "announce-aggregate"),
+    // BFD.
+    ("import = \"pools\"", "bfd = \"on\"\nimport = \"pools\"", "\"on\"", "expected true, false or a table", ""),
+    ("import = \"pools\"", "bfd = { min-tx = \"5ms\" }\nimport = \"pools\"", "\"5ms\"", "from \"10ms\" to \"60s\"", ""),
+    ("import = \"pools\"", "bfd = { multiplier = 0 }\nimport = \"pools\"", "0", "at least 1", ""),
+    ("import = \"pools\"", "bfd = { multiplyer = 3 }\nimport = \"pools\"", "multiplyer", "unknown key `multiplyer`", "did you mean `multiplier`?"),
+    ("import = \"pools\"", "bfd = { interface = \"eth1\" }\nimport = \"pools\"", "\"eth1\"", "has no interface", "multihop = false"),
+    ("import = \"pools\"", "bfd = { multihop = false, min-ttl = 254 }\nimport = \"pools\"", "254", "always 255", "remove it"),
+    ("import = \"pools\"", "bfd = { key-id = 2 }\nimport = \"pools\"", "2", "needs a `key-file`", ""),
+    ("[mobility]\n", "[bfd]\nmin-rx = \"2m\"\n[mobility]\n", "\"2m\"", "from \"10ms\" to \"60s\"", ""),
+    ("[mobility]\n", "[[bfd.session]]\nmultihop = true\n[mobility]\n", "[[bfd.session]]", "`address` is missing", ""),
+    ("[mobility]\n", "[[bfd.session]]\naddress = \"224.0.0.1\"\n[mobility]\n", "\"224.0.0.1\"", "not the address of a router", ""),
+    ("[mobility]\n", "[[bfd.session]]\naddress = \"192.0.2.9\"\nlocal-address = \"2001:db8::9\"\n[mobility]\n", "\"2001:db8::9\"", "another family", ""),
+    ("[mobility]\n", "[[bfd.session]]\naddress = \"192.0.2.9\"\n[[bfd.session]]\naddress = \"192.0.2.9\"\n[mobility]\n", "\"192.0.2.9\"", "watched twice", ""),
+    ("import = \"pools\"\n", "import = \"pools\"\nbfd = true\n[[bfd.session]]\naddress = \"192.0.2.100\"\n[[bgp.neighbor]]\naddress = \"192.0.2.8\"\nremote-as = 65000\nimport = \"all\"\n", "\"192.0.2.100\"", "watched for the neighbour", "remove this"),
     // LISP.
     ("mtu = 1500", "instance-id = 16777216", "16777216", "24 bits", ""),
     ("mtu = 1500", "mtu = 1300", "1300", "no room for packets of 1280", "1336"),
     ("mtu = 1500", "xtr-id = \"1f\"", "\"1f\"", "32 hexadecimal digits", ""),
     ("mtu = 1500", "encapsulation = \"vxlan\"", "\"vxlan\"", "unknown word `vxlan`", ""),
     ("mtu = 1500", "hook = \"lwt\"", "\"lwt\"", "unknown word `lwt`", ""),
+    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"198.51.100.0/24\", \"2001:db8:77::/64\"]", "\"rewrite\"", "a map-server that is an anchor too", "of its own"),
     ("mtu = 1500", "encapsulation = \"ebpf\"", "\"ebpf\"", "needs to know the interfaces", "inner-interfaces"),
     ("rloc = { ipv4 = \"192.0.2.1\" }", "rloc = { ipv4 = \"0.0.0.0\" }", "rloc", "not the address of a router", ""),
     ("mtu = 1500", "probe-interval = \"10ms\"", "\"10ms\"", "at least \"1s\"", ""),
@@ -236,6 +251,17 @@ const ERRORS: &[Row] = &[
     ("name = \"a1\"", "name = \"a1\"\nlog-level = \"loud\"", "\"loud\"", "not a log level", "trace"),
 ];
 
+/// As [`ERRORS`], at an anchor that is no map-server.
+#[rustfmt::skip]
+const REWRITE_ERRORS: &[Row] = &[
+    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"198.51.100.0/24\"]", "\"rewrite\"", "there are no ipv6 locators for them", "locators = ["),
+    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"2001:db8:77::/64\", \"198.50.0.0/15\"]", "\"198.50.0.0/15\"", "a pool of locators is a /16 to /30", ""),
+    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"198.51.100.0/24\", \"2001:db8:77::/97\"]", "\"2001:db8:77::/97\"", "a pool of locators is a /16 to /96", ""),
+    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"10.1.9.0/24\", \"2001:db8:77::/64\"]", "\"10.1.9.0/24\"", "overlaps with 10.1.0.0/16", ""),
+    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"198.51.100.0/24\", \"2001:db8:77::/64\", \"198.51.100.8/30\"]", "\"198.51.100.8/30\"", "overlaps with 198.51.100.0/24", ""),
+    ("mtu = 1500", "encapsulation = \"rewrite\"\ninner-interfaces = [\"eth1\"]\nlocators = [\"192.0.2.0/24\", \"2001:db8:77::/64\"]", "\"192.0.2.0/24\"", "has our own address 192.0.2.1 in it", ""),
+];
+
 #[test]
 fn the_good_one_is_good() {
     let (checked, warnings) = check(GOOD).unwrap_or_else(|faults| panic!("{faults}"));
@@ -255,11 +281,22 @@ fn the_good_one_is_good() {
 
 #[test]
 fn each_mistake_is_pointed_at() {
+    point_at(ERRORS, GOOD);
+}
+
+#[test]
+fn each_mistake_of_rewriting_is_pointed_at() {
+    let (before, server) = GOOD.split_once("[lisp.server]").unwrap();
+    let (_, after) = server.split_once("[transient]").unwrap();
+    point_at(REWRITE_ERRORS, &format!("{before}[transient]{after}"));
+}
+
+fn point_at(rows: &[Row], good: &str) {
     let mut wrong = String::new();
-    for row in ERRORS {
+    for row in rows {
         let (from, to, pointed, what, hint) = *row;
-        assert!(GOOD.contains(from), "nothing to replace: {from}");
-        let text = GOOD.replacen(from, to, 1);
+        assert!(good.contains(from), "nothing to replace: {from}");
+        let text = good.replacen(from, to, 1);
         let faults = match check(&text) {
             Ok(_) => {
                 wrong.push_str(&format!("accepted: {row:?}\n"));

@@ -22,6 +22,9 @@ pub struct File {
     /// The BGP speaker. Absent: no BGP.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bgp: Option<BgpSection>,
+    /// Path liveness (BFD). What is here is the default of all that ask for it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bfd: Option<BfdSection>,
     /// Mobility. Absent: a plain BGP speaker or route reflector.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mobility: Option<MobilitySection>,
@@ -185,6 +188,132 @@ pub struct NeighborSection {
     /// Keep the neighbour configured but down. Default: false.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shutdown: Option<bool>,
+    /// Watch the path to the neighbour (BFD), and end the session as soon as it fails: `true`, or a
+    /// table. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bfd: Option<NeighborBfd>,
+}
+
+/// `bfd = true`, or `bfd = { min-tx = "100ms", strict = true }`.
+#[derive(Clone, Debug, PartialEq, Serialize)]
+#[serde(untagged)]
+pub enum NeighborBfd {
+    Switch(bool),
+    Table(Box<NeighborBfdSection>),
+}
+
+impl<'de> Deserialize<'de> for NeighborBfd {
+    /// By hand, for the same reason as [`Filter`].
+    fn deserialize<D: Deserializer<'de>>(d: D) -> Result<Self, D::Error> {
+        struct Visitor;
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = NeighborBfd;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("true, false or a table such as { min-tx = \"300ms\" }")
+            }
+
+            fn visit_bool<E: de::Error>(self, on: bool) -> Result<NeighborBfd, E> {
+                Ok(NeighborBfd::Switch(on))
+            }
+
+            fn visit_map<A: de::MapAccess<'de>>(self, map: A) -> Result<NeighborBfd, A::Error> {
+                NeighborBfdSection::deserialize(de::value::MapAccessDeserializer::new(map))
+                    .map(|table| NeighborBfd::Table(Box::new(table)))
+            }
+        }
+        d.deserialize_any(Visitor)
+    }
+}
+
+/// The table of a neighbour's `bfd`; what it does not say is as `[bfd]` says.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct NeighborBfdSection {
+    /// As fast as we send, at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_tx: Option<Period>,
+    /// As fast as the neighbour may send, at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_rx: Option<Period>,
+    /// Packets in a row whose absence the neighbour takes for a failure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multiplier: Option<u8>,
+    /// Let the neighbour speak first (RFC 5880 §6.1).
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passive: Option<bool>,
+    /// Routers may be in between: UDP 4784 (RFC 5883) instead of 3784 (RFC 5881). Both ends must
+    /// agree. Default: true for iBGP, false for eBGP.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multihop: Option<bool>,
+    /// Keep the BGP session down until the path is known to be up. Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub strict: Option<bool>,
+    /// Single hop: the interface that the neighbour is on; packets from others are not believed.
+    /// Default: any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub interface: Option<String>,
+    /// Multihop: packets with a smaller TTL are from farther away, and are not believed. Not all
+    /// routers send with 255: BIRD does with 64. Default: any.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_ttl: Option<u8>,
+    /// File whose first line is the key of the session, 1 to 20 octets. Default: none.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_file: Option<PathBuf>,
+    /// Number of the key. Default: 1.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_id: Option<u8>,
+    /// `sha1` or `meticulous-sha1` (RFC 5880 §6.7.4). Default: `meticulous-sha1`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub algorithm: Option<BfdAlgorithm>,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum BfdAlgorithm {
+    Sha1,
+    #[default]
+    MeticulousSha1,
+}
+
+/// `[bfd]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BfdSection {
+    /// As fast as we send, at most: `"10ms"` to `"60s"`. Default: `"300ms"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_tx: Option<Period>,
+    /// As fast as others may send to us, at most: `"10ms"` to `"60s"`. Default: `"300ms"`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub min_rx: Option<Period>,
+    /// Packets in a row whose absence the other end takes for a failure, at least 1. Default: 3.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multiplier: Option<u8>,
+    /// Let the other end speak first (RFC 5880 §6.1). Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub passive: Option<bool>,
+    /// Watch the paths to the FE_E of all `[[peer]]` that are anchors, over many hops.
+    /// Default: false.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub anchors: Option<bool>,
+    /// Paths to be watched besides: to locators, to routers.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub session: Vec<BfdSessionSection>,
+}
+
+/// `[[bfd.session]]`
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub struct BfdSessionSection {
+    /// The other end. Required.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub address: Option<IpAddr>,
+    /// Our address. Default: the kernel's choice.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub local_address: Option<IpAddr>,
+    /// Default: true.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub multihop: Option<bool>,
 }
 
 /// `max-prefix = { limit = 1000, action = "restart", restart-after = "10m" }`
@@ -445,6 +574,9 @@ pub struct PeerSection {
     /// and may pin it for killick anchors, which otherwise report it.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub fe_e: Option<Locator>,
+    /// `lisp.locators` of that anchor, where destinations are rewritten. Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub locators: Vec<Prefix>,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -531,21 +663,26 @@ pub struct LispSection {
     #[serde(skip_serializing_if = "Option::is_none")]
     pub site_id: Option<u64>,
     /// What encapsulates: `tun` (user space, RFC 9300, works everywhere), `gpe` (the kernel's
-    /// VXLAN-GPE device, RFC 9305: both ends must use it) or `ebpf` (the kernel, RFC 9300).
+    /// VXLAN-GPE device, RFC 9305: both ends must use it), `ebpf` (the kernel, RFC 9300), or nothing:
+    /// with `rewrite` packets get a locator of the host as their destination (all FEs must do so).
     /// Default: `tun`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub encapsulation: Option<Encapsulation>,
     /// Largest packet of the underlay, outer headers included. Default: 1500.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mtu: Option<u32>,
+    /// `rewrite`: where the locators of hosts attached here are from; the network routes them to us.
+    /// Default: none.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub locators: Vec<Prefix>,
     /// `ebpf`: where in the path of a packet, `tc` or `xdp` (faster, and tc takes what XDP leaves;
     /// the outer interfaces must be able to send frames of XDP). Default: `tc`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hook: Option<LispHook>,
-    /// `ebpf`: interfaces on which packets to encapsulate come in. Default: none.
+    /// `ebpf`, `rewrite`: interfaces on which packets to encapsulate come in. Default: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub inner_interfaces: Vec<String>,
-    /// `ebpf`: interfaces on which encapsulated packets come in. Default: none.
+    /// `ebpf`, `rewrite`: interfaces on which encapsulated packets come in. Default: none.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub outer_interfaces: Vec<String>,
     /// Map-resolvers to ask, in order of preference. Default: the map-servers.
@@ -585,6 +722,7 @@ pub enum Encapsulation {
     Tun,
     Gpe,
     Ebpf,
+    Rewrite,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]

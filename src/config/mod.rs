@@ -15,7 +15,7 @@ pub use check::{check_text, load};
 pub use checked::*;
 pub use fault::{Fault, Faults, Place, Severity};
 pub use file::{
-    Encapsulation, File, FirstPackets, IngressPolicy, LispAlgorithm, LispHook, LogFormat,
-    MaxPrefixAction, Mode, Role, WhenFull,
+    BfdAlgorithm, Encapsulation, File, FirstPackets, IngressPolicy, LispAlgorithm, LispHook,
+    LogFormat, MaxPrefixAction, Mode, Role, WhenFull,
 };
 pub use period::Period;

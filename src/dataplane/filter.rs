@@ -39,6 +39,8 @@ pub enum State {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UplinkHold {
     pub mark: u32,
+    /// With this mark the kernel is asked whether a source has a route back.
+    pub probe_mark: u32,
     pub pools: BTreeSet<Prefix>,
 }
 
@@ -122,18 +124,23 @@ fn script(access: &BTreeSet<String>, hold: Option<&UplinkHold>) -> Result<String
     }
     let mut waiting = String::new();
     for (family, word) in [(Family::Ipv4, "ip"), (Family::Ipv6, "ip6")] {
-        let Some(UplinkHold { mark, pools }) = hold else { continue };
+        let Some(UplinkHold { mark, probe_mark, pools }) = hold else { continue };
         let of_family = pools.iter().filter(|pool| pool.family() == family);
         let pools: Vec<String> = of_family.map(Prefix::to_string).collect();
         if !pools.is_empty() {
             let pools = pools.join(", ");
             writeln!(
                 waiting,
-                "    fib saddr . iif oif missing {word} saddr {{ {pools} }} fib daddr type unicast \
-                 counter name waiting meta mark set {mark:#x} accept"
+                "    {word} saddr {{ {pools} }} meta mark set {probe_mark:#x}\n    \
+                 meta mark {probe_mark:#x} {word} saddr {{ {pools} }} fib saddr . mark . iif oif missing \
+                 fib daddr type unicast counter name waiting meta mark set {mark:#x} accept"
             )
             .expect("a String takes everything");
         }
+    }
+    if let Some(UplinkHold { probe_mark, .. }) = hold {
+        writeln!(waiting, "    meta mark {probe_mark:#x} meta mark set 0")
+            .expect("a String takes everything");
     }
     Ok(format!(
         "{EMPTY}table inet killick {{
@@ -204,7 +211,7 @@ mod tests {
 
     #[test]
     fn without_interfaces_there_is_no_table() {
-        let hold = UplinkHold { mark: 1, pools: BTreeSet::new() };
+        let hold = UplinkHold { mark: 1, probe_mark: 2, pools: BTreeSet::new() };
         assert_eq!(script(&BTreeSet::new(), Some(&hold)).unwrap(), EMPTY);
     }
 
@@ -212,14 +219,17 @@ mod tests {
     fn only_sources_of_pools_are_marked_and_only_on_their_way_elsewhere() {
         let pools = ["10.1.0.0/16", "10.2.0.0/16", "2001:db8:1::/48"];
         let pools = pools.iter().map(|pool| pool.parse().unwrap()).collect();
-        let hold = UplinkHold { mark: 0x6b, pools };
+        let hold = UplinkHold { mark: 0x6b, probe_mark: 0x6c, pools };
         let script = script(&names(&["acc0"]), Some(&hold)).unwrap();
         let lines: Vec<&str> = script.lines().filter(|line| line.contains("missing")).collect();
         assert_eq!(lines.len(), 3);
-        assert!(lines[0].contains("ip saddr { 10.1.0.0/16, 10.2.0.0/16 } fib daddr type unicast"));
-        assert!(lines[1].contains("ip6 saddr { 2001:db8:1::/48 } fib daddr type unicast"));
+        assert!(lines[0].contains("ip saddr { 10.1.0.0/16, 10.2.0.0/16 } fib saddr . mark . iif"));
+        assert!(lines[1].contains("ip6 saddr { 2001:db8:1::/48 } fib saddr . mark . iif"));
+        assert!(lines[..2].iter().all(|line| line.contains("fib daddr type unicast")));
         assert!(lines[..2].iter().all(|line| line.ends_with("meta mark set 0x6b accept")));
         assert!(lines[2].ends_with("drop"));
+        let reset = script.find("meta mark 0x6c meta mark set 0").unwrap();
+        assert!(reset < script.find(lines[2]).unwrap(), "nobody else sees our questions");
     }
 
     #[test]
@@ -227,7 +237,7 @@ mod tests {
         let mut filter = Filter { state: State::Loaded, ..Filter::default() };
         filter.hold(None);
         assert_eq!(*filter.state(), State::Loaded);
-        filter.hold(Some(UplinkHold { mark: 1, pools: BTreeSet::new() }));
+        filter.hold(Some(UplinkHold { mark: 1, probe_mark: 2, pools: BTreeSet::new() }));
         assert_eq!(*filter.state(), State::Off);
     }
 }

@@ -171,6 +171,11 @@ impl Forwarding {
         self.reconciler.prune();
     }
 
+    /// Somebody has seen that the kernel is not as it should be: it is read back now.
+    pub fn handle_doubt(&mut self, now: Instant) {
+        self.reconciler.handle_doubt(now);
+    }
+
     pub fn poll_timeout(&self) -> Instant {
         self.reconciler.poll_timeout().min(self.setup_at)
     }

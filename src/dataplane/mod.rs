@@ -12,6 +12,8 @@ pub mod filter;
 mod forwarding;
 pub mod netlink;
 pub mod reconcile;
+pub mod repair;
+pub mod rewrite;
 pub mod transient;
 pub mod tun;
 

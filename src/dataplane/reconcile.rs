@@ -11,6 +11,7 @@ use std::net::IpAddr;
 use std::ops::Bound::{Excluded, Unbounded};
 use std::time::Duration;
 
+use super::repair::{Fault, Repairs};
 use super::{DataPlane, Hop, KernelRoute, Kind, Op, OpError};
 use crate::types::seam::{Applied, Attachment, ForwardingChange, IfIndex};
 use crate::types::{Family, Instant, MacAddr, Prefix, Revision};
@@ -91,6 +92,28 @@ pub struct EntryView {
     pub error: Option<String>,
 }
 
+/// A route that an audit found otherwise than it should have been.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Repair {
+    pub prefix: Prefix,
+    pub kind: Kind,
+    pub fault: Fault,
+    pub have: Option<Hop>,
+}
+
+/// One entry, as it should be.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    pub prefix: Prefix,
+    pub kind: Kind,
+    /// False: it should not be there, or nobody has asked for it yet.
+    pub asked: bool,
+    /// Where it should lead; `None` also when that is not known.
+    pub hop: Option<Hop>,
+    /// Why it may not be there: it waits, the kernel refused it, its next hop leads nowhere.
+    pub why: Option<String>,
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counters {
     pub added: u64,
@@ -138,6 +161,7 @@ pub struct Reconciler<D> {
     audit_error: Option<OpError>,
     pruned: bool,
     counters: Counters,
+    repairs: Repairs<Repair>,
 }
 
 /// All next hops are being resolved again.
@@ -196,10 +220,11 @@ impl<D: DataPlane> Reconciler<D> {
             audit_error: None,
             pruned: false,
             counters: Counters::default(),
+            repairs: Repairs::default(),
         };
         this.begin_audit(now);
         while this.audit == Audit::Reading {
-            this.continue_audit();
+            this.continue_audit(now);
         }
         this
     }
@@ -250,6 +275,34 @@ impl<D: DataPlane> Reconciler<D> {
     pub fn views(&self, after: Option<(Prefix, Kind)>) -> impl Iterator<Item = EntryView> {
         let from = after.map_or(Unbounded, Excluded);
         self.entries.range((from, Unbounded)).map(|(&key, entry)| view(key, entry))
+    }
+
+    /// Entries as they should be, in order, beginning after `after`.
+    pub fn wanted(&self, after: Option<(Prefix, Kind)>) -> impl Iterator<Item = Wanted> {
+        let from = after.map_or(Unbounded, Excluded);
+        self.entries.range((from, Unbounded)).map(|(&key, entry)| self.wanted_of(key, entry))
+    }
+
+    pub fn find_wanted(&self, prefix: Prefix, kind: Kind) -> Option<Wanted> {
+        self.entries.get(&(prefix, kind)).map(|entry| self.wanted_of((prefix, kind), entry))
+    }
+
+    fn wanted_of(&self, (prefix, kind): Key, entry: &Entry) -> Wanted {
+        let target = self.target(entry.desired);
+        let failure = entry.failure.as_ref().map(|failure| failure.error.to_string());
+        let why = match &target {
+            Err(error) => Some(error.to_string()),
+            Ok(None) if !self.pruned => Some("left over from before the restart".to_owned()),
+            Ok(_) if entry.queued => Some("is being written".to_owned()),
+            Ok(_) => failure,
+        };
+        let asked = entry.desired.is_some();
+        Wanted { prefix, kind, asked, hop: target.ok().flatten(), why }
+    }
+
+    /// What audits have set right, newest first.
+    pub fn repairs(&self) -> impl Iterator<Item = (Instant, &Repair)> {
+        self.repairs.iter()
     }
 
     /// Takes the changes over; deliveries are in the kernel when it returns.
@@ -326,11 +379,11 @@ impl<D: DataPlane> Reconciler<D> {
         }
         self.continue_resolving();
         if self.audit == Audit::Reading {
-            self.continue_audit();
+            self.continue_audit(now);
         } else if self.audit_at <= now && self.sweep.is_none() {
             self.begin_audit(now);
         }
-        self.continue_sweep();
+        self.continue_sweep(now);
         self.work(now, out);
     }
 
@@ -460,7 +513,7 @@ impl<D: DataPlane> Reconciler<D> {
         self.sweep = Some(Sweep { after: None, missing });
     }
 
-    fn continue_sweep(&mut self) {
+    fn continue_sweep(&mut self, now: Instant) {
         let Some(Sweep { after, missing }) = self.sweep else { return };
         let from = after.map_or(Unbounded, Excluded);
         let mut wrong = Vec::new();
@@ -482,8 +535,14 @@ impl<D: DataPlane> Reconciler<D> {
         }
         for (key, lost) in wrong {
             if lost && let Some(entry) = self.entries.get_mut(&key) {
-                self.counters.repaired += u64::from(entry.installed.take().is_some());
+                let vanished = entry.installed.take().is_some();
                 entry.neighbor = None;
+                // Left behind by a wish that was taken back meanwhile: nothing to be set right.
+                if vanished && entry.desired.is_some() {
+                    let ((prefix, kind), fault) = (key, Fault::Missing);
+                    self.repairs.note(Repair { prefix, kind, fault, have: None }, now);
+                }
+                self.counters.repaired += u64::from(vanished);
             }
             self.enqueue(key);
         }
@@ -501,7 +560,7 @@ impl<D: DataPlane> Reconciler<D> {
         }
     }
 
-    fn continue_audit(&mut self) {
+    fn continue_audit(&mut self, now: Instant) {
         let mut routes = Vec::new();
         let more = self.plane.continue_dump(&mut routes);
         for KernelRoute { prefix, kind, hop } in routes {
@@ -513,10 +572,17 @@ impl<D: DataPlane> Reconciler<D> {
             if entry.installed == Some(hop) {
                 continue;
             }
+            let fault = match (entry.desired, entry.installed) {
+                (None, _) => Fault::Extra,
+                (Some(_), _) => Fault::Different,
+            };
             if entry.installed.is_none() && entry.desired.is_none() {
                 self.counters.adopted += 1;
             } else {
                 self.counters.repaired += 1;
+            }
+            if self.pruned {
+                self.repairs.note(Repair { prefix, kind, fault, have: Some(hop) }, now);
             }
             entry.installed = Some(hop);
             if entry.desired.is_some() || self.pruned {

@@ -24,6 +24,7 @@ use tokio::sync::Notify;
 use tokio::task::{JoinError, JoinHandle};
 
 use super::access::Access;
+use super::bfd::Bfd;
 use super::bgp::Connections;
 use super::links::Links;
 use super::lisp::udp::Control;
@@ -92,6 +93,8 @@ pub struct State {
     pub connections: Connections,
     pub links: Links,
     pub access: Access,
+    /// Path liveness, on a thread of its own.
+    pub bfd: Option<Bfd>,
     /// The control sockets of the mapping service.
     pub control: Option<Control>,
     /// What encapsulates.
@@ -124,6 +127,8 @@ pub struct Core {
     armed: Cell<Instant>,
     /// The node has more to do than one turn should take.
     more: Cell<bool>,
+    /// Somebody compares the kernel with what it should have: one at a time.
+    pub comparing: Cell<bool>,
 }
 
 impl State {
@@ -143,6 +148,7 @@ impl State {
             connections: Connections::default(),
             links,
             access,
+            bfd: None,
             control: None,
             encap: None,
             transient: None,
@@ -171,6 +177,7 @@ impl Core {
             timer: Notify::new(),
             armed: Cell::new(Instant::FAR_FUTURE),
             more: Cell::new(false),
+            comparing: Cell::new(false),
         })
     }
 

@@ -115,6 +115,7 @@ fn copy(state: &State, metrics: &Metrics, now: Instant) {
     for why in LEAVES {
         raise(m.leaves.get(why.into()), node.timeline.leaves(why));
     }
+    super::bfd::copy_gauges(state, metrics);
     copy_bgp(state, metrics, now);
     copy_kernel(state, metrics);
     copy_transfers(state, metrics);
@@ -213,6 +214,7 @@ fn copy_neighbor(state: &State, view: &NeighborView, out: &crate::metrics::Neigh
     });
     let c = &view.counters;
     raise(&out.flaps, c.flaps);
+    raise(&out.bfd_downs, c.path_downs);
     raise(&out.max_prefix_exceeded, c.max_prefix_teardowns);
     raise(out.update_errors.get(UpdateAction::AttributeDiscard), c.updates_attribute_discard);
     raise(out.update_errors.get(UpdateAction::TreatAsWithdraw), c.updates_treated_as_withdraw);

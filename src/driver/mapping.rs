@@ -20,8 +20,9 @@ use crate::dataplane::ebpf::{self, Ebpf, Hook, Role};
 use crate::dataplane::encap::Encapsulator;
 use crate::dataplane::encap::gpe::{self, Gpe};
 use crate::dataplane::netlink::{ENCAP_RULE, Tunnels, tunnel_protocol};
+use crate::dataplane::rewrite::{self, Rewrite};
 use crate::dataplane::tun;
-use crate::gateway::Ingress;
+use crate::gateway::{Ingress, Locators};
 use crate::node::lisp::{Lisp, LispConfig, Stored, read_note};
 use crate::proto::lisp::server::{
     Itr as Subscriber, MapServer, ProxyReply, Rate, SecuredItr, Security, SecurityConfig,
@@ -132,11 +133,12 @@ pub fn roles(
 ) -> Result<Option<Lisp>, RunError> {
     let Some(lisp) = &config.lisp else { return Ok(None) };
     let now = clock.now();
-    let (mut of_server, mut of_xtr) = (Vec::new(), Vec::new());
+    let (mut of_server, mut of_xtr, mut of_locators) = (Vec::new(), Vec::new(), Vec::new());
     for note in notes {
         match read_note(note) {
             Ok(Stored::Server(record)) => of_server.push(record),
             Ok(Stored::Xtr(record)) => of_xtr.push(record),
+            Ok(Stored::Locator(record)) => of_locators.push(record),
             Err(error) => tracing::error!(%error, "a stored note is skipped"),
         }
     }
@@ -184,12 +186,22 @@ pub fn roles(
             .collect(),
         ingress: lisp.ingress.iter().map(|i| (i.prefix, action(i.policy))).collect(),
         departed_keep: lisp.departed_keep,
+        peer_locators: config
+            .peers
+            .iter()
+            .flat_map(|p| p.locators.iter().map(|&pool| (pool, p.anchor_id)))
+            .collect(),
         site_anchors: sites(config).map(|s| s.anchor_id).collect::<BTreeSet<_>>(),
     };
     let families: Vec<Family> =
         addresses(&lisp.rloc).into_iter().map(|a| Prefix::host(a).family()).collect();
     let xtr = Xtr { etr, itr, ..Xtr::default() };
-    Ok(Some(Lisp::new(roles, server, xtr, Ingress::new(families), now)))
+    if lisp.encapsulation != Encapsulation::Rewrite {
+        return Ok(Some(Lisp::new(roles, server, xtr, Ingress::new(families), now)));
+    }
+    let locators = Locators::new(lisp.locators.clone(), &of_locators, now);
+    let made = Lisp::new(roles, server, xtr, Ingress::rewriting(), now);
+    Ok(Some(made.with_locators(locators)))
 }
 
 /// The sites that register here.
@@ -340,7 +352,11 @@ fn itr_config(lisp: &config::Lisp, stored: &[Persist]) -> Result<ItrConfig, RunE
         Persist::SubscriptionNonce { iid, prefix, below } => Some(((iid, prefix), below)),
         Persist::RegisterNonce { .. } | Persist::NotifyNonce { .. } => None,
     });
-    let interval = lisp.probe_interval;
+    // What is asked at a host's locator comes to the host, which answers no probes.
+    let interval = match lisp.encapsulation {
+        Encapsulation::Rewrite => Duration::ZERO,
+        Encapsulation::Tun | Encapsulation::Gpe | Encapsulation::Ebpf => lisp.probe_interval,
+    };
     Ok(ItrConfig {
         prefixes: prefixes.collect(),
         resolvers: lisp.map_resolvers.clone(),
@@ -420,6 +436,11 @@ pub fn open_encap(
             let ebpf = open_ebpf(config, lisp)?;
             Box::new(Beside::new(ebpf, holding).map_err(RunError::io("eBPF"))?)
         }
+        Encapsulation::Rewrite => {
+            let holding = open_tun(tun::Use::Punt, true)?;
+            let rewrite = open_rewrite(config, lisp)?;
+            Box::new(Beside::new(rewrite, holding).map_err(RunError::io("rewriting"))?)
+        }
     };
     Ok(Some(Plane::new(plane, now)))
 }
@@ -498,6 +519,35 @@ fn open_ebpf(config: &Checked, lisp: &config::Lisp) -> Result<Ebpf, RunError> {
             .attach(link, role, hook(lisp.hook, role))
             .map_err(|error| failed(error.to_string()))?;
         tracing::info!(interface = link, ?role, ?how, "eBPF attached");
+    }
+    Ok(plane)
+}
+
+/// As [`open_ebpf`], with the programs that rewrite destinations.
+fn open_rewrite(config: &Checked, lisp: &config::Lisp) -> Result<Rewrite, RunError> {
+    let other = |what: String| move |error: String| RunError::io(what)(io::Error::other(error));
+    let name = format!("killick-{:08x}", config.node.anchor_id.0);
+    let options = rewrite::Options {
+        pin: Path::new("/sys/fs/bpf").join(name),
+        pools: lisp.locators.clone(),
+        sizes: rewrite::Sizes::default(),
+        clsact: false,
+    };
+    let failed = other("the data plane that rewrites".to_owned());
+    let mut plane = Rewrite::open(options).map_err(|error| failed(error.to_string()))?;
+    let named = lisp.inner_interfaces.iter().chain(&lisp.outer_interfaces);
+    let outside = named.map(|name| (name.as_str(), rewrite::Role::Outside));
+    let wanted: Vec<_> = outside.chain([(DEVICE, rewrite::Role::Punt)]).collect();
+    let failed = other("the data plane that rewrites".to_owned());
+    for (link, role) in plane.attached().map_err(|error| failed(error.to_string()))? {
+        if !wanted.contains(&(link.as_str(), role)) {
+            plane.detach(&link, role).map_err(RunError::io(format!("rewriting at {link}")))?;
+        }
+    }
+    for (link, role) in wanted {
+        let failed = other(format!("rewriting at {link}"));
+        plane.attach(link, role).map_err(|error| failed(error.to_string()))?;
+        tracing::info!(interface = link, ?role, "rewriting attached");
     }
     Ok(plane)
 }

@@ -7,9 +7,9 @@ use super::gauges::{count, raise};
 use crate::dataplane::encap::{DropReason, Encapsulator};
 use crate::metrics::{
     ControlDrop, Direction, EncapPath, EncapPlane, EncapRefusal, EncapState, Label, LispMetrics,
-    MapCacheState, Metrics, MissResult, Per, ProbeResult, Protocol, Publication, Question,
-    Received, Registration, RegistrationResult, RlocState, Sending, SubscriptionResult,
-    Subscriptions, Verdict, XtrRefusal,
+    LocatorRefusal, LocatorState, MapCacheState, Metrics, MissResult, Per, ProbeResult, Protocol,
+    Publication, Question, Received, Registration, RegistrationResult, RlocState, Sending,
+    SubscriptionResult, Subscriptions, Verdict, XtrRefusal,
 };
 use crate::proto::lisp::server::MapServer;
 use crate::proto::lisp::xtr::{
@@ -72,6 +72,13 @@ pub fn copy(state: &mut State, tables: &mut Tables, metrics: &Metrics) {
     raise(&m.stale_registrations, lisp.counters.stale_registrations);
     raise(&m.late_senders, lisp.counters.late);
     m.departed.set(count(lisp.departed()));
+    if let Some(locators) = &lisp.locators {
+        let (held, quarantined) = locators.len();
+        m.locators.get(LocatorState::Used).set(count(held - quarantined));
+        m.locators.get(LocatorState::Quarantined).set(count(quarantined));
+        raise(m.locators_refused.get(LocatorRefusal::Full), locators.counts.full);
+        raise(m.locators_refused.get(LocatorRefusal::NoPool), locators.counts.no_pool);
+    }
     if let Some(server) = &lisp.server {
         copy_server(server, m);
     }

@@ -47,6 +47,9 @@ fn action_word(action: NegativeAction) -> &'static str {
 }
 
 fn state_word(lisp: &Lisp, rloc: IpAddr) -> &'static str {
+    if lisp.ingress.is_broken(rloc) {
+        return "down";
+    }
     let probe = lisp.xtr.itr.as_ref().and_then(|itr| itr.probes(None).find(|p| p.rloc == rloc));
     match probe.map(|p| p.state) {
         Some(ProbeState::Up) => "up",
@@ -465,11 +468,12 @@ fn explain_lisp(
         };
         back_end("lisp-map-cache", found, to);
         let origin = if mapping.is_pushed() { "published to us" } else { "asked for" };
-        why.push(format!(
-            "Its mapping was {origin} {} s ago (version {}).",
-            (now - mapping.set_at).as_secs(),
-            mapping.version.0
-        ));
+        let version = match mapping.version {
+            MapVersion::NULL => String::new(),
+            version => format!(" (version {})", version.0),
+        };
+        let age = (now - mapping.set_at).as_secs();
+        why.push(format!("Its mapping was {origin} {age} s ago{version}."));
     }
     let covering = (0..=prefix.len()).rev().filter_map(|len| Prefix::new(prefix.addr(), len));
     let longest = covering.filter_map(|p| Some((p, lisp.ingress.find(p)?))).next();
@@ -487,6 +491,7 @@ fn explain_lisp(
             EntryAction::Punt => "held, and asked for".to_owned(),
             EntryAction::Native => "the ordinary routes".to_owned(),
             EntryAction::Drop => "dropped".to_owned(),
+            EntryAction::Rewrite(to) => format!("rewritten to {to}"),
         };
         back_end("ingress", entry, to);
     }

@@ -10,9 +10,12 @@
 //! the next start adopts what it finds.
 
 pub mod access;
+pub mod bfd;
 pub mod bgp;
 pub mod core;
+mod fib_diff;
 pub mod gauges;
+mod interface;
 pub mod links;
 pub mod lisp;
 pub mod mapping;
@@ -53,6 +56,8 @@ pub enum RunError {
         "access links and kernel routes need {0}: start it as root, or give it that capability"
     )]
     Rights(&'static str),
+    #[error("BFD to {address}: {why}")]
+    Bfd { address: std::net::IpAddr, why: String },
     #[error("neighbor {address}: {why}")]
     Neighbor { address: std::net::IpAddr, why: String },
 }
@@ -106,6 +111,7 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
     if let Some(lisp) = parts.lisp {
         core.turn(|node, now, out| node.start_lisp(lisp, now, out));
     }
+    bfd::start(&core, config)?;
     setup::restore(&core, parts.stored);
     metrics.health.done(Waiting::Store);
     for neighbor in parts.neighbors {
@@ -122,6 +128,7 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
     tokio::task::spawn_local(Rc::clone(&core).run_syncs());
     tokio::task::spawn_local(Rc::clone(&core).run_kernel());
     tokio::task::spawn_local(gauges::run(Rc::clone(&core)));
+    tokio::task::spawn_local(bfd::run(Rc::clone(&core)));
     tokio::task::spawn_local(mapping::run_control(Rc::clone(&core)));
     tokio::task::spawn_local(mapping::run_encap(Rc::clone(&core)));
     tokio::task::spawn_local(paths::run(Rc::clone(&core)));
@@ -132,6 +139,7 @@ async fn run_local(config: &Checked) -> Result<(), RunError> {
     tracing::info!(name = %config.node.name, id = %config.node.anchor_id, "killick runs");
     wait_for_end().await?;
     timers.abort();
+    bfd::farewell(&core).await;
     tracing::info!("stopping; routes and deliveries stay in the kernel");
     // Nothing is said on the sessions: neighbours keep our routes over a restart (RFC 4724).
     drop(server);

@@ -57,8 +57,11 @@ pub fn start(core: &Core, config: &Checked) -> Result<(), RunError> {
         .map_err(RunError::io("cannot set up [transient] (is there /dev/net/tun?)"))?;
     if is_filtered {
         let pools = config.mobility.iter().flat_map(|m| &m.pools).map(|pool| pool.prefix);
-        let (mark, pools) = (settings.diversion.mark, pools.collect());
-        forwarding.hold_uplink(Some(UplinkHold { mark, pools }));
+        forwarding.hold_uplink(Some(UplinkHold {
+            mark: settings.diversion.mark,
+            probe_mark: settings.diversion.probe_mark,
+            pools: pools.collect(),
+        }));
     }
     state.transient = Some(transient);
     Ok(())

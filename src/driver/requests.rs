@@ -6,7 +6,7 @@ use std::time::Duration;
 use tokio::sync::mpsc;
 
 use super::core::{Clock, Core, State};
-use super::{mapping_views, views};
+use super::{fib_diff, mapping_views, views};
 use crate::api::views::{AcceptedView, ContextView, Page};
 use crate::api::{
     ApiError, Attach, Call, ErrorCode, Move, Paging, Reply, Request, RouteFilter, Target,
@@ -20,7 +20,10 @@ use crate::types::{Family, Instant, MnId};
 pub async fn run(core: Rc<Core>, mut calls: mpsc::Receiver<Call>) {
     while let Some(call) = calls.recv().await {
         let (request, answer) = call.into_parts();
-        answer.answer(core.answer(request));
+        match request {
+            Request::FibDiff => fib_diff::answer(&core, answer),
+            request => answer.answer(core.answer(request)),
+        }
         // Octets of peers come before the next page of a listing.
         tokio::task::yield_now().await;
     }
@@ -144,6 +147,7 @@ fn ask(state: &State, request: Request, clock: &Clock, now: Instant) -> Answered
     match request {
         Request::Status => Ok(Reply::Status(Box::new(views::status(state, now)))),
         Request::BgpNeighbors => Ok(Reply::BgpNeighbors(views::neighbors(state, now))),
+        Request::BfdSessions => Ok(Reply::BfdSessions(views::bfd_sessions(state, now))),
         Request::BgpRoutes { family, filter, paging } => routes(state, family, &filter, &paging),
         Request::BgpRoute(prefix) => {
             let speaker = node.speaker.as_ref().ok_or_else(no_bgp)?;
@@ -212,6 +216,7 @@ fn ask(state: &State, request: Request, clock: &Clock, now: Instant) -> Answered
         | Request::Move(_)
         | Request::ContextPut(_)
         | Request::MapCache(_)
+        | Request::FibDiff
         | Request::Lookup(_) => Err(ApiError::new(ErrorCode::BadRequest, "not a question")),
     }
 }

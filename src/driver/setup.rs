@@ -316,6 +316,7 @@ fn neighbor_config(
     out.local_v4 = own_locator(config).ipv4;
     out.local_v6 = own_locator(config).ipv6;
     out.shutdown = neighbor.shutdown;
+    out.strict_path = neighbor.bfd.as_ref().is_some_and(|bfd| bfd.strict);
     Ok(out)
 }
 

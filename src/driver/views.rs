@@ -6,16 +6,17 @@ use std::net::IpAddr;
 use super::core::{Clock, State};
 use super::store::Store;
 use crate::api::views::{
-    AttachmentView, AttributeView, BgpStatusView, ContextPrefixView, ContextView, EncapStatusView,
-    FibRouteView, KernelStatusView, LispStatusView, MappingMoveView, MobilityStatusView,
-    NeighborFamilyView, NeighborView, PathView, PeerView, RouteDetailView, RouteView, SessionView,
-    StatusView, StepView, TraceView, TransferView,
+    AttachmentView, AttributeView, BfdSessionView, BgpStatusView, ContextPrefixView, ContextView,
+    EncapStatusView, FibRouteView, KernelStatusView, LispStatusView, MappingMoveView,
+    MobilityStatusView, NeighborFamilyView, NeighborView, PathView, PeerView, RouteDetailView,
+    RouteView, SessionView, StatusView, StepView, TraceView, TransferView,
 };
 use crate::api::{ApiError, ErrorCode};
 use crate::dataplane::{Kind, transient};
 use crate::iec::StageView;
 use crate::node::lisp::Lisp;
 use crate::node::timeline::{Detail, Event, Learnt, Phase};
+use crate::proto::bfd::Hops;
 use crate::proto::bgp::rib::{self, PeerId};
 use crate::proto::bgp::session::SessionState;
 use crate::proto::lisp::server::MapServer;
@@ -167,6 +168,36 @@ pub fn neighbors(state: &State, now: Instant) -> Vec<NeighborView> {
             .map_or(0, |conn| state.connections.queued(conn) as u64),
     };
     speaker.neighbor_views(now).into_iter().map(view).collect()
+}
+
+pub fn bfd_sessions(state: &State, now: Instant) -> Vec<BfdSessionView> {
+    let Some(bfd) = &state.bfd else { return Vec::new() };
+    let us = |d: std::time::Duration| u64::try_from(d.as_micros()).unwrap_or(u64::MAX);
+    let view = |s: crate::proto::bfd::SessionView| BfdSessionView {
+        address: s.path.remote,
+        local_address: s.path.local,
+        interface: s.path.interface.clone(),
+        multihop: s.path.hops == Hops::Multi,
+        state: s.state.as_str().into(),
+        since_s: now.saturating_since(s.since).as_secs(),
+        diagnostic: s.diagnostic.to_string(),
+        remote_state: s.remote_state.as_str().into(),
+        remote_diagnostic: s.remote_diagnostic.to_string(),
+        discriminator: s.discriminator,
+        remote_discriminator: s.remote_discriminator,
+        control_plane_independent: s.control_plane_independent,
+        authenticated: s.authenticated,
+        transmit_interval_us: us(s.transmit_interval),
+        detection_time_us: us(s.detection_time),
+        multiplier: s.multiplier,
+        packets_in: s.counters.received,
+        packets_out: s.counters.sent,
+        packets_discarded: s.counters.discarded,
+        ups: s.counters.ups,
+        downs: s.counters.downs,
+        neighbors: state.node.liveness.neighbors(s.discriminator).collect(),
+    };
+    bfd.views().into_iter().map(view).collect()
 }
 
 fn capabilities(s: &crate::proto::bgp::speaker::EstablishedView) -> Vec<String> {
@@ -549,7 +580,15 @@ fn trace(state: &State, mn: &MnId, events: &[&Event], clock: &Clock) -> TraceVie
         }
         (false, false) => (of(Phase::Left), None),
     };
-    let done = [Phase::Announced, Phase::AtHome, Phase::Released, Phase::Published, Phase::Left];
+    // Told to neighbours, to a map-server, or to subscribers; or there is nothing to tell.
+    let done = [
+        Phase::Announced,
+        Phase::Registered,
+        Phase::Published,
+        Phase::AtHome,
+        Phase::Released,
+        Phase::Left,
+    ];
     let home = state.node.pool_of(first.prefix).and_then(|(_, home)| home);
     TraceView {
         mn: mn.clone(),

@@ -12,7 +12,8 @@ use std::net::IpAddr;
 use std::ops::Bound::{Excluded, Unbounded};
 
 use crate::types::lisp::{
-    EncapChange, EntryAction, GroupId, GroupPath, InstanceId, NegativeAction, RlocSet, usable,
+    EncapChange, EntryAction, GroupId, GroupPath, InstanceId, NegativeAction, RlocSet,
+    may_stand_for, usable,
 };
 use crate::types::{Family, Prefix};
 
@@ -62,16 +63,26 @@ pub struct Ingress {
     groups: BTreeMap<GroupId, Group>,
     by_set: BTreeMap<(InstanceId, RlocSet), GroupId>,
     by_rloc: BTreeMap<IpAddr, BTreeSet<GroupId>>,
+    /// Locators that do not answer probes.
     down: BTreeSet<IpAddr>,
+    /// Locators to which the path has failed (BFD), in use or not: there are as many as sessions.
+    broken: BTreeSet<IpAddr>,
     /// Numbers that were in use; the least is used again first, so that tables stay dense.
     free: BTreeSet<GroupId>,
     next: u32,
     counts: IngressCounts,
     entries_max: usize,
     groups_max: usize,
+    /// Locators become destinations; there are no tunnels, and no groups.
+    rewrites: bool,
 }
 
 impl Ingress {
+    /// A locator stands for one host, whose packets it is the new destination of.
+    pub fn rewriting() -> Self {
+        Self { rewrites: true, ..Self::new(Vec::new()) }
+    }
+
     pub fn new(families: Vec<Family>) -> Self {
         Self::with_limits(families, ENTRIES_MAX, GROUPS_MAX)
     }
@@ -85,11 +96,13 @@ impl Ingress {
             by_set: BTreeMap::new(),
             by_rloc: BTreeMap::new(),
             down: BTreeSet::new(),
+            broken: BTreeSet::new(),
             free: BTreeSet::new(),
             next: 1,
             counts: IngressCounts::default(),
             entries_max,
             groups_max,
+            rewrites: false,
         }
     }
 
@@ -120,6 +133,10 @@ impl Ingress {
         action: NegativeAction,
         out: &mut Vec<EncapChange>,
     ) {
+        if !rlocs.is_empty() && self.rewrites {
+            self.set_entry(prefix, rewriting(prefix, rlocs), out);
+            return;
+        }
         if !rlocs.is_empty() {
             self.set_group_entry(iid, prefix, rlocs, out);
             return;
@@ -149,17 +166,34 @@ impl Ingress {
         if !changed {
             return;
         }
+        self.refresh_groups(rloc, out);
+        // What is known of a locator that no set names is of no use, and would only grow.
+        if !self.by_rloc.contains_key(&rloc) {
+            self.down.remove(&rloc);
+        }
+    }
+
+    /// The path to a locator has failed, or is back, whatever probes say.
+    pub fn set_path(&mut self, rloc: IpAddr, up: bool, out: &mut Vec<EncapChange>) {
+        let changed = if up { self.broken.remove(&rloc) } else { self.broken.insert(rloc) };
+        if changed {
+            self.refresh_groups(rloc, out);
+        }
+    }
+
+    /// The path to a locator has failed.
+    pub fn is_broken(&self, rloc: IpAddr) -> bool {
+        self.broken.contains(&rloc)
+    }
+
+    fn refresh_groups(&mut self, rloc: IpAddr, out: &mut Vec<EncapChange>) {
         for &id in self.by_rloc.get(&rloc).into_iter().flatten() {
             let group = self.groups.get_mut(&id).expect("by_rloc names groups that are there");
-            let path = path(group.iid, &group.rlocs, &self.families, &self.down);
+            let path = path(group.iid, &group.rlocs, &self.families, [&self.down, &self.broken]);
             if path != group.path {
                 group.path = path.clone();
                 out.push(EncapChange::SetGroup { group: id, path });
             }
-        }
-        // What is known of a locator that no set names is of no use, and would only grow.
-        if !self.by_rloc.contains_key(&rloc) {
-            self.down.remove(&rloc);
         }
     }
 
@@ -196,7 +230,7 @@ impl Ingress {
             self.next += 1;
             id
         });
-        let path = path(iid, &rlocs, &self.families, &self.down);
+        let path = path(iid, &rlocs, &self.families, [&self.down, &self.broken]);
         out.push(EncapChange::SetGroup { group: id, path: path.clone() });
         for rloc in rlocs.iter() {
             self.by_rloc.entry(rloc.addr).or_default().insert(id);
@@ -295,6 +329,26 @@ impl Ingress {
     }
 }
 
+/// What a mapping says where destinations are rewritten. A locator is of one host; what has more
+/// addresses (the pool of a home network) is reached by its own. So is a host whose locator is its
+/// EID: it is at home. One without a locator that could stand for it cannot be reached at all.
+fn rewriting(prefix: Prefix, rlocs: &RlocSet) -> EntryAction {
+    if !prefix.is_host() {
+        return EntryAction::Native;
+    }
+    let eid = prefix.addr();
+    let usable = rlocs.iter().filter(|r| r.priority != PRIORITY_NEVER);
+    let usable = usable.filter(|r| may_stand_for(r.addr, eid));
+    match usable.min_by_key(|r| (r.priority, std::cmp::Reverse(r.weight), r.addr)) {
+        Some(rloc) if rloc.addr == eid => EntryAction::Native,
+        Some(rloc) => EntryAction::Rewrite(rloc.addr),
+        None => EntryAction::Drop,
+    }
+}
+
+/// "Do not use" (RFC 9301 §5.4).
+const PRIORITY_NEVER: u8 = 255;
+
 /// Where packets go now: among the locators that can be reached, those of the best priority
 /// (RFC 9301 §5.4). Locators of weight 0 carry nothing beside those that have one; if none has,
 /// the choice is ours, and all are equal.
@@ -302,11 +356,9 @@ fn path(
     iid: InstanceId,
     rlocs: &RlocSet,
     families: &[Family],
-    down: &BTreeSet<IpAddr>,
+    down: [&BTreeSet<IpAddr>; 2],
 ) -> GroupPath {
-    /// "Do not use" (RFC 9301 §5.4).
-    const PRIORITY_NEVER: u8 = 255;
-    let can = |addr: IpAddr| usable(addr, families) && !down.contains(&addr);
+    let can = |addr: IpAddr| usable(addr, families) && !down.iter().any(|d| d.contains(&addr));
     let candidates = || rlocs.iter().filter(|r| r.priority != PRIORITY_NEVER && can(r.addr));
     let Some(best) = candidates().map(|r| r.priority).min() else {
         return GroupPath::Unreachable;
@@ -411,6 +463,29 @@ mod tests {
     }
 
     #[test]
+    fn a_failed_path_counts_whatever_probes_say() {
+        let mut ingress = Ingress::new(Family::ALL.to_vec());
+        let path = |ingress: &mut Ingress, up| {
+            let mut out = Vec::new();
+            ingress.set_path(addr("192.0.2.1"), up, &mut out);
+            out
+        };
+        // Known before there is any mapping, unlike what probes find.
+        assert_eq!(path(&mut ingress, false), []);
+        let rlocs = set(&[("192.0.2.1", 1, 50), ("192.0.2.2", 2, 50)]);
+        let out = map(&mut ingress, "10.1.0.1/32", &rlocs);
+        let group = GroupId(1);
+        let second = encap(&[("192.0.2.2", 50)]);
+        assert_eq!(out[0], EncapChange::SetGroup { group, path: second.clone() });
+        assert_eq!(reach(&mut ingress, "192.0.2.1", false), []);
+        assert_eq!(path(&mut ingress, true), [], "it does not answer probes either");
+        let first = vec![EncapChange::SetGroup { group, path: encap(&[("192.0.2.1", 50)]) }];
+        assert_eq!(reach(&mut ingress, "192.0.2.1", true), first);
+        assert_eq!(path(&mut ingress, false), [EncapChange::SetGroup { group, path: second }]);
+        assert_eq!(path(&mut ingress, true), first);
+    }
+
+    #[test]
     fn locators_of_a_family_without_underlay_and_of_priority_255_are_not_used() {
         let mut ingress = Ingress::new(vec![Family::Ipv6]);
         let rlocs = set(&[("192.0.2.1", 1, 100), ("2001:db8::1", 2, 100), ("2001:db8::2", 255, 9)]);
@@ -467,6 +542,29 @@ mod tests {
             ingress.set_mapping(IID, hole, &RlocSet::default(), action, &mut Vec::new());
             assert_eq!(ingress.find(hole), Some(expected));
         }
+    }
+
+    #[test]
+    fn where_destinations_are_rewritten_a_locator_is_of_one_host() {
+        let mut ingress = Ingress::rewriting();
+        let mut entry = |p: &str, rlocs: &[(&str, u8, u8)]| {
+            map(&mut ingress, p, &set(rlocs));
+            ingress.find(prefix(p)).unwrap()
+        };
+        let to = |a: &str| EntryAction::Rewrite(addr(a));
+        let host = "10.1.0.1/32";
+        assert_eq!(entry(host, &[("192.0.2.1", 1, 100)]), to("192.0.2.1"));
+        assert_eq!(
+            entry(host, &[("192.0.2.9", 2, 1), ("192.0.2.8", 255, 1), ("192.0.2.7", 3, 1)]),
+            to("192.0.2.9")
+        );
+        assert_eq!(entry(host, &[("10.1.0.1", 1, 100)]), EntryAction::Native, "at home");
+        assert_eq!(entry(host, &[("2001:db8::1", 1, 100)]), EntryAction::Drop);
+        assert_eq!(entry("10.1.0.0/24", &[("192.0.2.1", 1, 100)]), EntryAction::Native);
+        let eid = "2001:db8:1::10/128";
+        assert_eq!(entry(eid, &[("2001:db8:2::f", 1, 100)]), to("2001:db8:2::f"));
+        assert_eq!(entry(eid, &[("2001:db8:2::10", 1, 100)]), EntryAction::Drop, "checksum");
+        assert_eq!(ingress.groups_len(), 0);
     }
 
     #[test]

@@ -232,6 +232,7 @@ pub struct NeighborMetrics {
     /// Seconds since 1970; 0 while down.
     pub established_time: IntGauge,
     pub flaps: IntCounter,
+    pub bfd_downs: IntCounter,
     pub messages: Per<Direction, Per<BgpMessage, IntCounter>>,
     pub prefixes: Per<FamilyLabel, Per<Rib, IntGauge>>,
     pub update_errors: Per<UpdateAction, IntCounter>,
@@ -281,6 +282,11 @@ impl BgpMetrics {
             "Times an established session went down",
             &peer,
         );
+        let bfd_downs = make.counter_vec(
+            "killick_bgp_bfd_downs_total",
+            "Times an established session was ended because BFD said that the path had failed",
+            &peer,
+        );
         let messages = make.counter_vec(
             "killick_bgp_messages_total",
             "BGP messages",
@@ -320,6 +326,7 @@ impl BgpMetrics {
                 state: Per::new(|s: BgpState| state.with_label_values(&[name, s.as_str()])),
                 established_time: established.with_label_values(&[name]),
                 flaps: flaps.with_label_values(&[name]),
+                bfd_downs: bfd_downs.with_label_values(&[name]),
                 messages: Per::new(|d: Direction| {
                     Per::new(|t: BgpMessage| {
                         messages.with_label_values(&[name, d.as_str(), t.as_str()])

@@ -154,7 +154,9 @@ label!(ControlDrop = "reason" {
     ReceiveError = "receive_error",
     SendRefused = "send_refused",
 });
-label!(EncapPlane = "plane" { Gpe = "gpe", Ebpf = "ebpf", Tun = "tun" });
+label!(EncapPlane = "plane" { Gpe = "gpe", Ebpf = "ebpf", Tun = "tun", Rewrite = "rewrite" });
+label!(LocatorState = "state" { Used = "used", Quarantined = "quarantined" });
+label!(LocatorRefusal = "reason" { Full = "full", NoPool = "no_pool" });
 label!(EncapState = "state" { Pending = "pending", Failed = "failed" });
 label!(EncapPath = "direction" {
     Encapsulated = "encapsulated",
@@ -294,6 +296,8 @@ pub struct LispMetrics {
     pub rloc_probe_rtt_max: Gauge,
     pub late_senders: IntCounter,
     pub departed: IntGauge,
+    pub locators: Per<LocatorState, IntGauge>,
+    pub locators_refused: Per<LocatorRefusal, IntCounter>,
 }
 
 impl LispMetrics {
@@ -418,6 +422,12 @@ impl LispMetrics {
             ),
             departed: make
                 .gauge("killick_lisp_departed", "Prefixes that have left and are sent on"),
+            locators: make.gauges(
+                "killick_lisp_locators",
+                "Locators of hosts, where destinations are rewritten",
+            ),
+            locators_refused: make
+                .counters("killick_lisp_locators_refused_total", "Hosts that got no locator"),
         }
     }
 }

@@ -4,6 +4,7 @@
 //!
 //! `docs/metrics.md` is generated from here; a test keeps it in step.
 
+mod bfd;
 mod catalogue;
 mod health;
 mod label;
@@ -11,6 +12,7 @@ mod lisp;
 mod process;
 mod transient;
 
+pub use bfd::*;
 pub use catalogue::*;
 pub use health::{Health, Waiting};
 pub use label::{Label, Per};
@@ -26,6 +28,7 @@ pub struct Metrics {
     registry: Registry,
     pub health: Health,
     pub event_loop_lag: prometheus::Histogram,
+    pub bfd: BfdMetrics,
     pub bgp: BgpMetrics,
     pub rib: RibMetrics,
     pub mobility: MobilityMetrics,
@@ -56,6 +59,7 @@ impl Metrics {
                 "How much later than due the routing thread woke up",
                 FAST_BUCKETS,
             ),
+            bfd: BfdMetrics::new(&make),
             bgp: BgpMetrics::new(&make, neighbors),
             rib: RibMetrics::new(&make),
             mobility: MobilityMetrics::new(&make),

@@ -9,7 +9,7 @@
 //! next packet and moves back properly.
 
 use std::collections::BTreeSet;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::claims::{Heard, host_route};
 use super::config::NodeConfig;
@@ -82,8 +82,13 @@ impl Node {
         }
     }
 
-    /// The host route of another anchor that BGP prefers now.
+    /// The host route of another anchor that BGP prefers now; else what the mapping service has told
+    /// of it, where an anchor is subscribed or has asked.
     pub(super) fn heard(&self, prefix: Prefix) -> Option<Heard> {
+        self.heard_in_bgp(prefix).or_else(|| self.heard_in_lisp(prefix))
+    }
+
+    fn heard_in_bgp(&self, prefix: Prefix) -> Option<Heard> {
         let best = self.speaker.as_ref()?.rib().find_best(prefix)?;
         if best.peer == PeerId::LOCAL {
             return None;
@@ -396,6 +401,21 @@ impl Node {
         if let Some(speaker) = &mut self.speaker {
             speaker.handle_congested(conn, congested, now);
         }
+    }
+
+    /// The path to a neighbour has failed, or is there.
+    pub(super) fn handle_bgp_path(
+        &mut self,
+        neighbor: IpAddr,
+        up: bool,
+        now: Instant,
+        out: &mut Vec<Output>,
+    ) {
+        self.with_speaker(now, out, |speaker, said| {
+            if let Some(peer) = speaker.find_neighbor(neighbor) {
+                speaker.handle_path(peer, up, now, said);
+            }
+        });
     }
 
     pub(super) fn handle_bgp_timeout(&mut self, now: Instant, out: &mut Vec<Output>) {

@@ -18,6 +18,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
+use super::bfd::Liveness;
 use super::config::NodeConfig;
 use super::lisp::Lisp;
 use super::output::{Counters, HandoverPhase, Mode, Observation, Output, Record};
@@ -82,6 +83,8 @@ pub struct Node {
     pub speaker: Option<Speaker>,
     /// The mapping service; see [`super::lisp`].
     pub lisp: Option<Lisp>,
+    /// Paths that are watched; see [`super::bfd`].
+    pub liveness: Liveness,
     /// Neighbours that have been up since the start.
     pub(super) sessions_seen: BTreeSet<PeerId>,
     pub timeline: Timeline,
@@ -130,6 +133,7 @@ impl Node {
             unreported: BTreeMap::new(),
             speaker,
             lisp: None,
+            liveness: Liveness::default(),
             sessions_seen: BTreeSet::new(),
             timeline: Timeline::default(),
             counters: Counters::default(),

@@ -8,6 +8,7 @@
 //! *Entrances*: octets of BGP connections, messages of context transfer links, frames and events of
 //! access links, confirmations of the data plane, requests of the API, time. *Exits*: [`Output`].
 
+mod bfd;
 mod bgp;
 mod claims;
 mod config;
@@ -20,6 +21,7 @@ mod requests;
 pub mod timeline;
 mod transient;
 
+pub use bfd::Liveness;
 pub use bgp::LARGE_COMMUNITY_ANCHOR;
 pub use bgp::LARGE_COMMUNITY_GENERATION;
 pub use config::{Aggregate, NodeConfig, TransientConfig};

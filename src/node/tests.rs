@@ -309,3 +309,85 @@ mod transient {
         assert_eq!(nodes[0].paths.len(), Paths::default().len());
     }
 }
+
+/// Where destinations are rewritten: FE_E knows the locator of a host that is away from home; what
+/// still comes when it has left waits for its next mapping, and then the locator is nobody's.
+#[test]
+fn a_host_away_from_home_has_a_locator_here() {
+    use super::lisp::{Lisp, LispConfig};
+    use crate::gateway::{Ingress, Locators};
+    use crate::proto::lisp::xtr::Xtr;
+    use crate::types::Claim;
+    use crate::types::lisp::{EncapChange, EntryAction, Rloc, RlocSet};
+
+    const KEEP: Duration = Duration::from_secs(180);
+    let locators: Prefix = "198.51.100.0/24".parse().unwrap();
+    let elsewhere: Prefix = "203.0.113.0/24".parse().unwrap();
+    let eid = prefix().addr();
+    let mut node = node(Scope::Distributed { own: OWN });
+    // Nobody's home, so that nobody is asked for its context.
+    let pool = Pool { prefix: "10.1.0.0/16".parse().unwrap(), home: None };
+    node.pools = crate::location::Pools::new(vec![pool]);
+    let config = LispConfig {
+        departed_keep: KEEP,
+        peer_locators: vec![(elsewhere, OTHER)],
+        ..LispConfig::default()
+    };
+    let (mut now, mut out) = (Instant::ZERO, Vec::new());
+    let lisp = Lisp::new(config, None, Xtr::default(), Ingress::rewriting(), now);
+    let chosen = Locators::new(vec![locators], &[], now);
+    node.start_lisp(lisp.with_locators(chosen), now, &mut out);
+    let encap = |out: &[Output]| -> Vec<EncapChange> {
+        let changes = out.iter().filter_map(|output| match output {
+            Output::Encap(change) => Some(change.clone()),
+            _ => None,
+        });
+        changes.collect()
+    };
+    let mn = MnId::from_mac(MAC);
+    let out = see(&mut node, now);
+    let changes = encap(&out);
+    let &[EncapChange::SetEntry { prefix: locator, action: EntryAction::Rewrite(to) }, ..] =
+        &changes[..]
+    else {
+        panic!("{changes:?}")
+    };
+    assert!(locators.contains(locator) && locator.is_host() && to == eid, "{changes:?}");
+    assert!(out.iter().any(|o| matches!(o, Output::Note(note) if note.key[0] == 8)), "{out:?}");
+
+    // Somebody who has left to nowhere known.
+    let mut out = Vec::new();
+    node.detach(&mn, None, now, &mut out).unwrap();
+    assert!(encap(&out).contains(&EncapChange::RemoveEntry { prefix: locator }), "{out:?}");
+    now += Duration::from_secs(11);
+    let restored = EncapChange::SetEntry { prefix: locator, action: EntryAction::Rewrite(eid) };
+    assert!(encap(&see(&mut node, now)).contains(&restored), "the same one");
+
+    // To an anchor whose name is known, and whose locator for it is not.
+    let mut out = Vec::new();
+    node.config.trust.insert(OTHER, Vec::new());
+    node.handle_claim(
+        prefix(),
+        Claim { generation: Generation(900), anchor: OTHER },
+        now,
+        &mut out,
+    );
+    let punt = EncapChange::SetEntry { prefix: prefix(), action: EntryAction::Punt };
+    let remove = EncapChange::RemoveEntry { prefix: locator };
+    assert!(encap(&out).contains(&punt) && !encap(&out).contains(&remove), "{out:?}");
+    out.clear();
+    node.handle_timeout(now + KEEP, &mut out);
+    assert!(encap(&out).contains(&remove), "{out:?}");
+    assert!(encap(&out).contains(&EncapChange::RemoveEntry { prefix: prefix() }), "{out:?}");
+
+    // Whose a mapping is, by its locator; at home that is the EID.
+    let pool = Pool { prefix: "10.1.0.0/16".parse().unwrap(), home: Some(OTHER) };
+    node.pools = crate::location::Pools::new(vec![pool]);
+    let whose = |addr: &str| {
+        let rloc = Rloc { addr: addr.parse().unwrap(), priority: 1, weight: 100 };
+        node.anchor_of_locator(prefix(), &RlocSet::new(vec![rloc]))
+    };
+    assert_eq!(whose("203.0.113.9"), Some(OTHER));
+    assert_eq!(whose("10.1.0.7"), Some(OTHER));
+    assert_eq!(whose("192.0.2.99"), None);
+}

@@ -152,6 +152,10 @@ pub enum EntryAction {
     Native,
     /// Refused by policy, counted.
     Drop,
+    /// The packet gets this destination and takes the ordinary routes: a host's EID becomes its
+    /// locator (FE_I), and that the EID again (FE_E). Of the same family; the locator of an IPv6
+    /// EID has its checksum. Only the data plane that rewrites can do it, and it can do no other.
+    Rewrite(IpAddr),
 }
 
 /// One desired change of the encapsulating data plane: FE_I entries and what FE_E may take out.
@@ -221,6 +225,37 @@ pub struct EntryCount {
 /// Whether a locator can be an outer destination where only these families are routed.
 pub fn usable(addr: IpAddr, families: &[Family]) -> bool {
     families.contains(&Prefix::host(addr).family())
+}
+
+/// Lengths of a pool of locators, shortest and longest. One of IPv4 is searched through when it is
+/// nearly full.
+pub const LOCATOR_POOL4_LEN: (u8, u8) = (16, 30);
+/// Below the prefix there are 16 bits for the checksum, and as many at least to choose.
+pub const LOCATOR_POOL6_LEN: (u8, u8) = (16, 96);
+
+/// The sum that checksums of transports are made of (RFC 1071), of an address.
+pub fn checksum_of(addr: IpAddr) -> u16 {
+    let sum = |octets: &[u8]| {
+        let words = octets.chunks_exact(2).map(|w| u32::from(u16::from_be_bytes([w[0], w[1]])));
+        words.sum::<u32>()
+    };
+    let sum = match addr {
+        IpAddr::V4(v4) => sum(&v4.octets()),
+        IpAddr::V6(v6) => sum(&v6.octets()),
+    };
+    // At most eight words: what is carried once cannot carry again. 0xffff is another 0.
+    let sum = (sum & 0xffff) + (sum >> 16);
+    u16::try_from((sum & 0xffff) + (sum >> 16)).map_or(0, |sum| if sum == 0xffff { 0 } else { sum })
+}
+
+/// Whether packets to `eid` may be rewritten to this locator. One of IPv6 must have the same
+/// checksum (RFC 6296 §2.6), since there what covers the addresses can be anywhere in a packet.
+pub fn may_stand_for(locator: IpAddr, eid: IpAddr) -> bool {
+    match (locator, eid) {
+        (IpAddr::V4(_), IpAddr::V4(_)) => true,
+        (IpAddr::V6(_), IpAddr::V6(_)) => checksum_of(locator) == checksum_of(eid),
+        (IpAddr::V4(_), IpAddr::V6(_)) | (IpAddr::V6(_), IpAddr::V4(_)) => false,
+    }
 }
 
 #[cfg(test)]

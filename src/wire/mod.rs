@@ -1,5 +1,6 @@
 //! Octets ↔ values. No state, no clock, no sockets.
 
+pub mod bfd;
 pub mod bgp;
 pub mod cxtp;
 pub mod encap;

@@ -118,11 +118,6 @@ pub fn data_header(hops: u8, sequence: u32, key: PathKey) -> [u8; HEADER_LEN] {
     header(DATA, hops, sequence, key)
 }
 
-/// Whether a datagram asks for a marker, without looking at the rest of it.
-pub fn is_request(octets: &[u8]) -> bool {
-    octets.first() == Some(&(VERSION << 4 | REQUEST))
-}
-
 fn header(kind: u8, hops: u8, sequence: u32, key: PathKey) -> [u8; HEADER_LEN] {
     let mut octets = [0; HEADER_LEN];
     octets[0] = VERSION << 4 | kind;
@@ -193,7 +188,6 @@ mod tests {
             let mut octets = Vec::new();
             datagram.encode(&mut octets);
             assert_eq!(Datagram::decode(&octets), Ok(datagram));
-            assert_eq!(is_request(&octets), matches!(datagram.body, Body::Request(_)));
             assert_eq!(&octets[..8], &[octets[0], 3, 0, 0, 1, 2, 3, 4]);
             if let Body::Data(_) = datagram.body {
                 assert_eq!(octets[..HEADER_LEN], data_header(3, 0x0102_0304, datagram.key));

@@ -1,9 +1,12 @@
 //! Hosts that move while their traffic comes through tunnels: the mapping service in whole labs, by
 //! each data plane, and what may go wrong meanwhile.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 
@@ -150,6 +153,31 @@ fn an_old_anchor_is_killed_before_it_lets_go() -> Result<()> {
     stage.itrs_lead("h1", "c")?;
     stage.registered_exactly(&[("h1", "c")])?;
     stage.host_is_reachable("h1")
+}
+
+/// Without BGP the home anchor is the one to ask who had a node; when it is dead, the mapping names
+/// the previous anchor, and its context is there as ever.
+#[test]
+fn the_mapping_names_the_previous_anchor_when_the_home_is_dead() -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    let mut stage = Stage::set(LISP)?;
+    stage.move_host("h1", "b")?;
+    stage.itrs_lead("h1", "b")?;
+    stage.registered_exactly(&[("h1", "b")])?;
+    stage.kill("a");
+    stage.move_host("h1", "c")?;
+    stage.itrs_lead("h1", "c")?;
+    stage.registered_exactly(&[("h1", "c")])?;
+    stage.host_is_reachable("h1")?;
+    let told = stage.lab.killick_json("c", &format!("trace {}", stage.scene.hosts["h1"].mac))?;
+    let traces = told.as_array().ok_or("no traces")?;
+    let mut steps = traces.iter().flat_map(|t| t["steps"].as_array().into_iter().flatten());
+    let from_b =
+        |s: &serde_json::Value| s["phase"] == "context_received" && s["peer"] == "10.0.0.2";
+    assert!(steps.any(from_b), "{told}");
+    Ok(())
 }
 
 /// An ingress router that is killed finds its way back, by subscription and by question.
@@ -613,4 +641,107 @@ fn packets_for_nobody_do_not_go_around() -> Result<()> {
         let shown = away(&stage.lab)?;
         Ok((shown.contains("10.1.1.0/24") && !shown.contains("2001:db8:1:1::/64")).then_some(()))
     })
+}
+
+/// A capture of what goes to and from UDP 4342 at a node, by tshark.
+struct Capture {
+    tshark: Child,
+    file: PathBuf,
+}
+
+impl Capture {
+    fn start(lab: &Lab, node: &str) -> Result<Self> {
+        let file = lab.namespace(node)?.path("/tmp/control.pcapng");
+        if let Some(folder) = file.parent() {
+            fs::create_dir_all(folder)?;
+        }
+        let mut tshark = lab.namespace(node)?.command("tshark");
+        tshark.args(["-Q", "-i", "eth1", "-f", "udp port 4342", "-w"]).arg(&file);
+        let tshark = tshark.stdin(Stdio::null()).stderr(Stdio::null()).spawn()?;
+        let capture = Self { tshark, file };
+        wait_until("tshark captures", LIMIT, || {
+            Ok(fs::metadata(&capture.file).is_ok_and(|file| file.len() > 0).then_some(()))
+        })?;
+        Ok(capture)
+    }
+
+    /// The kinds of messages that came, how many of each, and what the dissector complains of.
+    fn read(mut self) -> Result<(BTreeMap<String, usize>, Vec<String>)> {
+        // SAFETY: a system call; the pid is ours until it has been waited for.
+        if unsafe { libc::kill(self.tshark.id().cast_signed(), libc::SIGINT) } != 0 {
+            return Err(std::io::Error::last_os_error().into());
+        }
+        self.tshark.wait()?;
+        let fields = ["lisp.type", "_ws.malformed", "_ws.expert.message", "frame.number"];
+        let mut tshark = Command::new("tshark");
+        tshark.arg("-r").arg(&self.file).args(["-T", "json"]);
+        for field in fields {
+            tshark.args(["-e", field]);
+        }
+        let read = tshark.output()?;
+        if !read.status.success() {
+            return Err(String::from_utf8_lossy(&read.stderr).into());
+        }
+        let packets: Vec<serde_json::Value> = serde_json::from_slice(&read.stdout)?;
+        let (mut kinds, mut complaints) = (BTreeMap::new(), Vec::new());
+        for packet in packets {
+            let of = |field: &str| {
+                let all = packet["_source"]["layers"][field].as_array().cloned();
+                let all = all.unwrap_or_default();
+                all.iter().filter_map(|v| v.as_str()).collect::<Vec<_>>().join(",")
+            };
+            let kind = of("lisp.type");
+            let complaint = of("_ws.malformed") + &of("_ws.expert.message");
+            if !complaint.is_empty() {
+                complaints.push(format!("{kind}: {complaint} (frame {})", of("frame.number")));
+            }
+            *kinds.entry(kind).or_default() += 1;
+        }
+        Ok((kinds, complaints))
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        // It has ended already, or the test has failed.
+        let _ = self.tshark.kill();
+        let _ = self.tshark.wait();
+    }
+}
+
+/// Whatever our nodes say to each other about moves, somebody else's dissector can read.
+#[test]
+fn a_dissector_reads_all_control_messages_of_a_move() -> Result<()> {
+    if !may_build_labs() {
+        return Ok(());
+    }
+    if let Err(error) = Command::new("tshark").arg("--version").output() {
+        eprintln!("SKIPPED: tshark cannot be run ({error})");
+        return Ok(());
+    }
+    let stage = Stage::set(LISP)?;
+    let nodes = ["ms", "a", "b", "c", "i1", "i2"];
+    let captures = nodes.map(|node| Capture::start(&stage.lab, node));
+    for anchor in ["b", "c", "a"] {
+        for host in ["h1", "h2"] {
+            stage.move_host(host, anchor)?;
+            stage.itrs_lead(host, anchor)?;
+            stage.host_is_reachable(host)?;
+        }
+    }
+    stage.registered_exactly(&[])?;
+    let mut all: BTreeMap<String, usize> = BTreeMap::new();
+    for (node, capture) in nodes.into_iter().zip(captures) {
+        let (kinds, mut complaints) = capture?.read()?;
+        // It does not know Map-Notify-Acks.
+        complaints.retain(|complaint| !complaint.starts_with("5:"));
+        assert_eq!(complaints, [""; 0], "{node}: {kinds:?}");
+        kinds.into_iter().for_each(|(kind, count)| *all.entry(kind).or_default() += count);
+    }
+    // Map-Request, -Reply, -Register, -Notify, -Notify-Ack, and ECMs (in those that carry a
+    // one-time key it does not look for the question).
+    for kind in ["1", "2", "3", "4", "5", "8"] {
+        assert!(all.get(kind).is_some_and(|count| *count > 0), "none of {kind}: {all:?}");
+    }
+    Ok(())
 }

@@ -20,13 +20,16 @@ mod traffic;
 #[path = "../../containerlab/runner/trial.rs"]
 mod trial;
 
+mod bfd;
 mod core;
+mod fib_diff;
 mod instruments;
 mod interrupted;
 mod keys;
 mod lisp;
 mod lossless;
 mod relocation;
+mod rewrite;
 mod stage;
 mod steps;
 mod strace;

@@ -1,5 +1,6 @@
 //! The one integration binary.
 
+mod bfd_wire;
 mod bgp_malformed;
 mod lisp_wire;
 mod memory;
@@ -8,6 +9,7 @@ mod netns;
 mod netns_anchor;
 mod netns_ebpf;
 mod netns_encap;
+mod netns_rewrite;
 mod netns_transient;
 mod netns_tun;
 #[path = "../sim/mod.rs"]

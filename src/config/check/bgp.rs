@@ -51,7 +51,7 @@ impl Checker<'_, '_> {
             );
         }
         let neighbors: Option<Vec<_>> = (0..section.neighbor.len())
-            .map(|i| self.neighbor(section, i, hold_time, pools))
+            .map(|i| self.neighbor(file, section, i, hold_time, pools))
             .collect::<Vec<_>>()
             .into_iter()
             .collect();
@@ -89,6 +89,7 @@ impl Checker<'_, '_> {
 
     fn neighbor(
         &mut self,
+        file: &File,
         bgp: &BgpSection,
         i: usize,
         hold_time: Duration,
@@ -158,6 +159,7 @@ impl Checker<'_, '_> {
             Some(255) => self.error(&key("ttl-security-hops"), "at most 254"),
             Some(_) | None => {}
         }
+        let bfd = self.neighbor_bfd(file, section, internal, &table);
         let max_prefix = self.max_prefix(section, &table);
         let import = self.filter(section.import.as_ref(), &key("import"), pools);
         let export = self.filter(section.export.as_ref(), &key("export"), pools);
@@ -187,6 +189,7 @@ impl Checker<'_, '_> {
             next_hop_self: section.next_hop_self.unwrap_or(false),
             extended_next_hop: section.extended_next_hop.unwrap_or(true),
             shutdown: section.shutdown.unwrap_or(false),
+            bfd: bfd?,
         })
     }
 

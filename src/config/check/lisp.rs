@@ -15,8 +15,8 @@ use super::super::file::{
     Mode,
 };
 use super::{Checker, NAME_RULE, is_plain_name};
-use crate::types::lisp::{InstanceId, SiteId, XtrId};
-use crate::types::{AnchorId, Locator, Prefix};
+use crate::types::lisp::{InstanceId, LOCATOR_POOL4_LEN, LOCATOR_POOL6_LEN, SiteId, XtrId};
+use crate::types::{AnchorId, Family, Locator, Prefix};
 
 /// Outer headers of the largest combination (IPv6, UDP, LISP) on top of IPv6's smallest MTU.
 const MTU_MIN: u32 = 1280 + 56;
@@ -58,6 +58,7 @@ impl Checker<'_, '_> {
             );
         }
         self.interfaces(section);
+        self.rewriting(file, section, rloc, pools);
         let servers = self.map_servers(section, delivers);
         let ingress = self.ingress(section, pools);
         let probe_interval = section.probe_interval.map_or(Duration::from_secs(10), |p| p.0);
@@ -95,6 +96,7 @@ impl Checker<'_, '_> {
             site_id: SiteId(section.site_id.unwrap_or(u64::from(anchor_id?.0))),
             encapsulation: section.encapsulation.unwrap_or_default(),
             mtu,
+            locators: section.locators.clone(),
             hook: section.hook.unwrap_or_default(),
             inner_interfaces: section.inner_interfaces.clone(),
             outer_interfaces: section.outer_interfaces.clone(),
@@ -135,9 +137,83 @@ impl Checker<'_, '_> {
         id.map(XtrId)
     }
 
+    /// What is different where destinations are rewritten.
+    fn rewriting(&mut self, file: &File, section: &LispSection, rloc: Locator, pools: &[Prefix]) {
+        if section.encapsulation != Some(Encapsulation::Rewrite) {
+            if !section.locators.is_empty() {
+                let only = "only encapsulation \"rewrite\" gives hosts locators";
+                self.warn("lisp.locators", only, "remove it");
+            }
+            return;
+        }
+        for (i, ingress) in section.ingress.iter().enumerate() {
+            if ingress.policy.unwrap_or_default() == IngressPolicy::Query {
+                self.error_hint(
+                    &format!("lisp.ingress[{i}].policy"),
+                    "no anchor can tell who sends by an old mapping: a packet does not say who rewrote it",
+                    "policy = \"push\"",
+                );
+            }
+        }
+        if section.probe_interval.is_some_and(|p| !p.0.is_zero()) {
+            let why = "locators of hosts are not probed: the hosts would be asked";
+            self.warn("lisp.probe-interval", why, "remove it");
+        }
+        let mode = file.mobility.as_ref().and_then(|m| m.mode);
+        if mode == Some(Mode::Client) {
+            self.error_hint(
+                "lisp.encapsulation",
+                "\"rewrite\" needs the anchor to register its hosts itself",
+                "mode = \"distributed\"",
+            );
+        }
+        if mode == Some(Mode::Distributed) && section.server.is_some() {
+            self.error_hint(
+                "lisp.encapsulation",
+                "a map-server that is an anchor too would tell its own address for its hosts",
+                "a map-server of its own, or a tunnel",
+            );
+        }
+        if mode == Some(Mode::Distributed) && !self.document.was_taken_out("lisp.locators") {
+            for family in Family::ALL {
+                let is_needed = pools.iter().any(|pool| pool.family() == family);
+                let is_served = section.locators.iter().any(|pool| pool.family() == family);
+                if is_needed && !is_served {
+                    self.error_hint(
+                        "lisp.encapsulation",
+                        format!("hosts have {family} addresses, and there are no {family} locators for them"),
+                        "locators = [\"192.0.2.0/24\", \"2001:db8:77::/64\"], routed to this node",
+                    );
+                }
+            }
+        }
+        let peers = file.peer.iter().flat_map(|peer| &peer.locators);
+        let others: Vec<Prefix> = pools.iter().chain(peers).copied().collect();
+        let overlap = |a: Prefix, b: Prefix| a.contains(b) || b.contains(a);
+        for (i, &pool) in section.locators.iter().enumerate() {
+            let path = format!("lisp.locators[{i}]");
+            let (shortest, longest) = match pool.family() {
+                Family::Ipv4 => LOCATOR_POOL4_LEN,
+                Family::Ipv6 => LOCATOR_POOL6_LEN,
+            };
+            if !(shortest..=longest).contains(&pool.len()) {
+                self.error(&path, format!("a pool of locators is a /{shortest} to /{longest}"));
+            }
+            let earlier = &section.locators[..i];
+            if let Some(other) = others.iter().chain(earlier).find(|&&o| overlap(o, pool)) {
+                self.error(&path, format!("overlaps with {other}"));
+            }
+            let ours = [rloc.ipv4.map(IpAddr::V4), rloc.ipv6.map(IpAddr::V6)];
+            if let Some(rloc) = ours.into_iter().flatten().find(|&a| pool.contains_addr(a)) {
+                self.error(&path, format!("has our own address {rloc} in it"));
+            }
+        }
+    }
+
     fn interfaces(&mut self, section: &LispSection) {
-        let is_ebpf = section.encapsulation == Some(Encapsulation::Ebpf);
-        if !is_ebpf && section.hook.is_some() {
+        let is_ebpf =
+            matches!(section.encapsulation, Some(Encapsulation::Ebpf | Encapsulation::Rewrite));
+        if section.encapsulation != Some(Encapsulation::Ebpf) && section.hook.is_some() {
             self.warn("lisp.hook", "only encapsulation \"ebpf\" has hooks", "remove it");
         }
         for (key, names) in [
@@ -145,7 +221,8 @@ impl Checker<'_, '_> {
             ("lisp.outer-interfaces", &section.outer_interfaces),
         ] {
             if !is_ebpf && !names.is_empty() {
-                self.warn(key, "only encapsulation \"ebpf\" looks at interfaces", "remove it");
+                let only = "only encapsulations \"ebpf\" and \"rewrite\" look at interfaces";
+                self.warn(key, only, "remove it");
             }
             for (i, name) in names.iter().enumerate() {
                 if name.is_empty() || name.len() > 15 || name.contains(['/', ' ']) {
@@ -156,7 +233,7 @@ impl Checker<'_, '_> {
         if is_ebpf && section.inner_interfaces.is_empty() && section.outer_interfaces.is_empty() {
             self.error_hint(
                 "lisp.encapsulation",
-                "\"ebpf\" needs to know the interfaces",
+                "it needs to know the interfaces",
                 "set inner-interfaces and outer-interfaces",
             );
         }

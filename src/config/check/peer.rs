@@ -123,6 +123,7 @@ impl Checker<'_, '_> {
             role,
             may_claim,
             fe_e: section.fe_e,
+            locators: section.locators.clone(),
         })
     }
 }

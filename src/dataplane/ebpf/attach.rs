@@ -73,13 +73,13 @@ pub enum AttachError {
 }
 
 impl AttachError {
-    pub(super) fn other(link: &str, error: impl std::error::Error) -> Self {
+    pub(in super::super) fn other(link: &str, error: impl std::error::Error) -> Self {
         Self::Other { link: link.to_owned(), error: whole(&error) }
     }
 }
 
 /// The error with its causes: those of aya say the reason in the last one.
-pub(super) fn whole(error: &dyn std::error::Error) -> String {
+pub(in super::super) fn whole(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -117,7 +117,7 @@ const fn direction(role: Role) -> TcAttachType {
 }
 
 /// Makes the directory, on the file system of BPF; mounts that when it is not there.
-pub(super) fn prepare(directory: &Path) -> Result<(), OpenError> {
+pub(in super::super) fn prepare(directory: &Path) -> Result<(), OpenError> {
     let error = |error: io::Error| OpenError::Pin { path: directory.to_owned(), error };
     let mount_at =
         if directory.starts_with(SYS_FS_BPF) { Path::new(SYS_FS_BPF) } else { directory };
@@ -158,14 +158,14 @@ fn mount_bpf(path: &Path) -> io::Result<()> {
 }
 
 #[derive(Debug)]
-pub(super) struct Links {
+pub(in super::super) struct Links {
     directory: PathBuf,
     tcx: bool,
 }
 
 impl Links {
     /// `clsact`: by filters even where the kernel has links for tc.
-    pub(super) fn new(directory: PathBuf, clsact: bool) -> Self {
+    pub(in super::super) fn new(directory: PathBuf, clsact: bool) -> Self {
         let newer = KernelVersion::current().is_ok_and(|v| v >= KernelVersion::new(6, 6, 0));
         Self { directory, tcx: newer && !clsact }
     }
@@ -181,7 +181,8 @@ impl Links {
             return Err(AttachError::NoLink(link.to_owned()));
         }
         // First what takes the packets that XDP leaves.
-        self.attach_tc(object, link, role).map_err(|e| AttachError::other(link, e))?;
+        self.attach_program(object, link, tc_program(role), direction(role))
+            .map_err(|e| AttachError::other(link, e))?;
         match (hook, xdp_program(role)) {
             (Hook::Tc, Some(program)) => {
                 // It may have been otherwise before a restart.
@@ -197,9 +198,14 @@ impl Links {
         }
     }
 
-    fn attach_tc(&self, object: &mut Object, link: &str, role: Role) -> Result<(), ProgramError> {
-        let name = tc_program(role);
-        let direction = direction(role);
+    /// One program of tc; `name` is that in the object, and finds it again.
+    pub(in super::super) fn attach_program(
+        &self,
+        object: &mut Object,
+        link: &str,
+        name: &str,
+        direction: TcAttachType,
+    ) -> Result<(), ProgramError> {
         let program: &mut SchedClassifier =
             object.program_mut(name).ok_or(ProgramError::NotLoaded)?.try_into()?;
         if self.tcx {
@@ -292,17 +298,25 @@ impl Links {
 
     /// Detaches all that is ours in this role; nothing being there is fine.
     pub(super) fn detach(&self, link: &str, role: Role) -> io::Result<()> {
-        let name = tc_program(role);
-        remove(&self.pin("tcx", name, link))?;
         for kind in ["xdp", "xdpgeneric"] {
             if let Some(name) = xdp_program(role) {
                 remove(&self.pin(kind, name, link))?;
             }
         }
+        self.detach_program(link, tc_program(role), direction(role))
+    }
+
+    pub(in super::super) fn detach_program(
+        &self,
+        link: &str,
+        name: &str,
+        direction: TcAttachType,
+    ) -> io::Result<()> {
+        remove(&self.pin("tcx", name, link))?;
         let marker = self.pin("clsact", name, link);
         if marker.exists() {
             if ifindex(link) != 0 {
-                drop(SchedClassifierLink::attached(link, direction(role), PRIORITY, HANDLE)?);
+                drop(SchedClassifierLink::attached(link, direction, PRIORITY, HANDLE)?);
             }
             remove(&marker)?;
         }
@@ -312,18 +326,29 @@ impl Links {
     /// The interfaces that something of ours is attached to, from before a restart too.
     pub(super) fn list(&self) -> io::Result<Vec<(String, Role)>> {
         let mut found = Vec::new();
+        for (link, program) in self.programs()? {
+            for role in [Role::Inside, Role::Underlay, Role::Punt] {
+                if tc_program(role) == program || xdp_program(role) == Some(&program) {
+                    found.push((link.clone(), role));
+                }
+            }
+        }
+        found.sort();
+        found.dedup();
+        Ok(found)
+    }
+
+    /// Interfaces, each with a program of ours.
+    pub(in super::super) fn programs(&self) -> io::Result<Vec<(String, String)>> {
+        let mut found = Vec::new();
         for file in fs::read_dir(&self.directory)? {
             let name = file?.file_name();
             let mut parts = name.to_str().unwrap_or_default().splitn(3, ':');
-            let (Some(_kind), Some(program), Some(link)) =
+            // What has no such name is a map.
+            if let (Some(_kind), Some(program), Some(link)) =
                 (parts.next(), parts.next(), parts.next())
-            else {
-                continue; // a map
-            };
-            for role in [Role::Inside, Role::Underlay, Role::Punt] {
-                if tc_program(role) == program || xdp_program(role) == Some(program) {
-                    found.push((decode(link), role));
-                }
+            {
+                found.push((decode(link), program.to_owned()));
             }
         }
         found.sort();
@@ -360,7 +385,7 @@ fn pinned(path: &Path) -> io::Result<Option<FdLink>> {
 }
 
 /// 0 for a name that no interface has.
-pub(super) fn ifindex(link: &str) -> u32 {
+pub(in super::super) fn ifindex(link: &str) -> u32 {
     let Ok(name) = CString::new(link) else { return 0 };
     // SAFETY: the string ends with a NUL.
     unsafe { libc::if_nametoindex(name.as_ptr()) }

@@ -70,15 +70,17 @@ const ACTION_DROP: u32 = 4;
 
 impl Entry {
     /// As it is when it has just been set: not used, counts as before.
-    pub fn new(action: EntryAction, len: u8, before: EntryCount) -> Self {
+    /// `None` for what these programs cannot do.
+    pub fn new(action: EntryAction, len: u8, before: EntryCount) -> Option<Self> {
         let (action, group) = match action {
             EntryAction::Group(group) => (ACTION_GROUP, group.0),
             EntryAction::Punt => (ACTION_PUNT, 0),
             EntryAction::Native => (ACTION_NATIVE, 0),
             EntryAction::Drop => (ACTION_DROP, 0),
+            EntryAction::Rewrite(_) => return None,
         };
         let EntryCount { packets, octets } = before;
-        Self { action, group, used: 0, len: len.into(), packets, octets }
+        Some(Self { action, group, used: 0, len: len.into(), packets, octets })
     }
 
     /// `None`: not written by this version.
@@ -236,10 +238,23 @@ pub const EVENT_LATE: u32 = 2;
 pub const EVENT_FIRST: u32 = 3;
 
 /// Family and words as in a packet.
-fn words_of(addr: IpAddr) -> (u32, [u32; 4]) {
+pub fn words_of(addr: IpAddr) -> (u32, [u32; 4]) {
     match addr {
         IpAddr::V4(v4) => (4, [u32::from(v4).to_be(), 0, 0, 0]),
         IpAddr::V6(v6) => (6, words6(v6)),
+    }
+}
+
+/// An address as a value of a map.
+#[repr(C)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Words6([u32; 4]);
+// SAFETY: words.
+unsafe impl Plain for Words6 {}
+
+impl From<Ipv6Addr> for Words6 {
+    fn from(addr: Ipv6Addr) -> Self {
+        Self(words6(addr))
     }
 }
 

@@ -13,9 +13,9 @@
 //! The entries of a prefix keep their counts when they change. Reading the old ones and writing the
 //! new entry are two calls; packets in between (about a microsecond) are forwarded but not counted.
 
-mod attach;
-mod layout;
-mod table;
+pub(super) mod attach;
+pub(super) mod layout;
+pub(super) mod table;
 
 use std::collections::VecDeque;
 use std::fs;
@@ -36,7 +36,7 @@ use layout::{
 };
 use table::Table;
 
-use super::encap::{Caps, DropReason, EncapError, Encapsulator, Families, Totals};
+use super::encap::{Caps, DropReason, EncapError, Encapsulator, Families, REWRITING, Totals};
 use crate::types::lisp::{
     EncapChange, EncapEvent, EntryAction, EntryCount, GroupId, GroupPath, InstanceId,
 };
@@ -376,7 +376,9 @@ impl Ebpf {
             return Ok(());
         }
         let count = before.map_or_else(EntryCount::default, |entry| entry.count());
-        table.set(&key, &Entry::new(action, prefix.len(), count)).map_err(kernel)?;
+        let entry = Entry::new(action, prefix.len(), count);
+        let entry = entry.ok_or(EncapError::Unsupported(REWRITING))?;
+        table.set(&key, &entry).map_err(kernel)?;
         self.look_into(match table_of(prefix) {
             0 => |config| &mut config.hosts4,
             2 => |config| &mut config.hosts6,
@@ -532,7 +534,7 @@ impl Tables {
 }
 
 /// Removes the pins of maps and leaves those of links.
-fn forget_maps(pins: &std::path::Path) -> io::Result<()> {
+pub(super) fn forget_maps(pins: &std::path::Path) -> io::Result<()> {
     for file in fs::read_dir(pins)? {
         let file = file?;
         if !file.file_name().to_string_lossy().contains(':') {
@@ -548,7 +550,7 @@ fn discard(options: &Options) -> io::Result<()> {
     fs::remove_dir(&pins)
 }
 
-fn missing(name: &str) -> OpenError {
+pub(super) fn missing(name: &str) -> OpenError {
     OpenError::Load(format!("the object has no {name}"))
 }
 
@@ -566,11 +568,11 @@ fn is_permission(error: &(dyn std::error::Error + 'static)) -> bool {
     false
 }
 
-fn refused(error: &(dyn std::error::Error + 'static)) -> OpenError {
+pub(super) fn refused(error: &(dyn std::error::Error + 'static)) -> OpenError {
     if is_permission(error) { OpenError::NotPermitted } else { OpenError::Load(whole(error)) }
 }
 
-fn kernel(error: io::Error) -> EncapError {
+pub(super) fn kernel(error: io::Error) -> EncapError {
     match error.raw_os_error() {
         Some(libc::E2BIG | libc::ENOSPC | libc::ENOMEM) => EncapError::Full,
         Some(libc::EPERM | libc::EACCES) => EncapError::NotPermitted,
@@ -580,7 +582,7 @@ fn kernel(error: io::Error) -> EncapError {
 
 /// Never 0. The epochs of a process begin above those of the process before it, which counted from
 /// an earlier time and less than once a millisecond.
-fn boot_time_ms() -> u32 {
+pub(super) fn boot_time_ms() -> u32 {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
     // SAFETY: the pointer is to a live value.
     unsafe { libc::clock_gettime(libc::CLOCK_BOOTTIME, &raw mut time) };

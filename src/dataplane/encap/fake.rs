@@ -41,6 +41,8 @@ pub enum Fate {
     Punted,
     /// By routes of others, or, from the tunnel, delivered.
     Native,
+    /// Sent on to this destination.
+    Rewritten(IpAddr),
     Dropped(DropReason),
 }
 
@@ -103,6 +105,10 @@ impl Fake {
                 }
                 Some(GroupPath::Unreachable) | None => self.dropped(DropReason::Unreachable),
             },
+            EntryAction::Rewrite(to) => {
+                self.totals.encapsulated.packets += 1;
+                Fate::Rewritten(to)
+            }
         }
     }
 

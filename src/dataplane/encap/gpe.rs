@@ -25,7 +25,7 @@ use std::os::fd::AsRawFd;
 
 use super::carve::{Carver, Entry, METRIC, Write};
 use super::reconcile::usable;
-use super::{Caps, DropReason, EncapError, Encapsulator, Families, Totals, guard};
+use super::{Caps, DropReason, EncapError, Encapsulator, Families, REWRITING, Totals, guard};
 use crate::dataplane::OpError;
 use crate::dataplane::filter::{FilterError, State};
 use crate::dataplane::netlink::{
@@ -486,6 +486,9 @@ impl Gpe {
                     EntryAction::Drop => {
                         let sink = Fixed::Sink(DropReason::Policy);
                         Entry::Route(To::Nexthop(sink.nexthop(family)))
+                    }
+                    EntryAction::Rewrite(_) => {
+                        return Planned::Done(Err(EncapError::Unsupported(REWRITING)));
                     }
                     EntryAction::Native => self.native(prefix),
                 };

@@ -75,6 +75,9 @@ pub enum EncapError {
     Other(String),
 }
 
+/// What encapsulating back ends say to [`EntryAction::Rewrite`](crate::types::lisp::EntryAction).
+pub(super) const REWRITING: &str = "rewriting";
+
 impl From<OpError> for EncapError {
     fn from(error: OpError) -> Self {
         match error {

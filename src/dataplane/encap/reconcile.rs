@@ -16,6 +16,7 @@ use std::ops::Bound::{Excluded, Unbounded};
 use std::time::Duration;
 
 use super::{Caps, EncapError, EncapEvent, Encapsulator};
+use crate::dataplane::repair::{Fault, Repairs};
 use crate::types::lisp::{EncapChange, EntryAction, GroupId, GroupPath};
 use crate::types::{Instant, Prefix};
 
@@ -102,6 +103,22 @@ pub struct Counters {
     pub no_group: u64,
 }
 
+/// What an audit found otherwise than it should have been.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Repair {
+    pub fault: Fault,
+    pub thing: Thing,
+}
+
+/// What a back end holds, by name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Thing {
+    Entry(Prefix),
+    /// By the number that the back end knows.
+    Group(GroupId),
+    Decap(Prefix),
+}
+
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Summary {
     pub groups: usize,
@@ -179,6 +196,7 @@ pub struct Reconciler<E> {
     pruned: bool,
     pruning: Option<Sweep>,
     counters: Counters,
+    repairs: Repairs<Repair>,
     changes: Vec<EncapChange>,
 }
 
@@ -204,6 +222,7 @@ impl<E: Encapsulator> Reconciler<E> {
             pruned: false,
             pruning: None,
             counters: Counters::default(),
+            repairs: Repairs::default(),
             changes: Vec::new(),
         };
         this.begin_audit(now);
@@ -279,7 +298,10 @@ impl<E: Encapsulator> Reconciler<E> {
                 let id = self.slots.get(&slot).and_then(|group| group.id);
                 EntryAction::Group(id.unwrap_or(GroupId(slot)))
             }
-            EntryAction::Punt | EntryAction::Native | EntryAction::Drop => action,
+            EntryAction::Punt
+            | EntryAction::Native
+            | EntryAction::Drop
+            | EntryAction::Rewrite(_) => action,
         }
     }
 
@@ -295,6 +317,24 @@ impl<E: Encapsulator> Reconciler<E> {
     pub fn prune(&mut self) {
         self.pruned = true;
         self.pruning = Some(FROM_START);
+    }
+
+    /// What audits have set right, newest first.
+    pub fn repairs(&self) -> impl Iterator<Item = (Instant, &Repair)> {
+        self.repairs.iter()
+    }
+
+    /// The number of the newest audit, ended or not.
+    pub fn audit_number(&self) -> u32 {
+        self.audit_number
+    }
+
+    /// The number of the newest audit that has ended.
+    pub fn audits_ended(&self) -> u32 {
+        match self.audit {
+            Audit::Idle => self.audit_number,
+            Audit::Reading | Audit::Missing(_) => self.audit_number.wrapping_sub(1),
+        }
     }
 
     /// Something outside has changed what the back end had: it is read back soon.
@@ -410,7 +450,10 @@ impl<E: Encapsulator> Reconciler<E> {
                     return;
                 }
             },
-            EntryAction::Punt | EntryAction::Native | EntryAction::Drop => action,
+            EntryAction::Punt
+            | EntryAction::Native
+            | EntryAction::Drop
+            | EntryAction::Rewrite(_) => action,
         };
         let full = self.entries.len() >= self.caps.entries_max;
         let item = match self.entries.get_mut(&prefix) {
@@ -652,12 +695,12 @@ impl<E: Encapsulator> Reconciler<E> {
         let mut found = Vec::new();
         let more = self.plane.continue_dump(&mut found);
         for change in found {
-            self.see(change);
+            self.see(change, now);
         }
         match more {
             Ok(true) => {}
             Ok(false) => {
-                self.miss_groups();
+                self.miss_groups(now);
                 self.audit = Audit::Missing(FROM_START);
             }
             Err(error) => {
@@ -670,7 +713,7 @@ impl<E: Encapsulator> Reconciler<E> {
     }
 
     /// One thing that the back end has.
-    fn see(&mut self, change: EncapChange) {
+    fn see(&mut self, change: EncapChange, now: Instant) {
         let (audit, pruned) = (self.audit_number, self.pruned);
         match change {
             EncapChange::SetGroup { group: GroupId(slot), path } => {
@@ -681,7 +724,11 @@ impl<E: Encapsulator> Reconciler<E> {
                 match group.item.see(path, audit) {
                     Seen::Known => {}
                     Seen::New => self.counters.adopted += 1,
-                    Seen::Different => self.counters.repaired += 1,
+                    Seen::Different => {
+                        self.counters.repaired += 1;
+                        let thing = Thing::Group(GroupId(slot));
+                        self.repairs.note(Repair { fault: Fault::Different, thing }, now);
+                    }
                 }
                 if !group.item.is_settled() && (pruned || group.id.is_some()) {
                     self.enqueue(Key::Group(slot));
@@ -692,8 +739,18 @@ impl<E: Encapsulator> Reconciler<E> {
                 let was = item.held;
                 match item.see(action, audit) {
                     Seen::Known => return,
-                    Seen::New => self.counters.adopted += 1,
-                    Seen::Different => self.counters.repaired += 1,
+                    Seen::New => {
+                        self.counters.adopted += 1;
+                        if pruned && item.wanted.is_none() {
+                            let thing = Thing::Entry(prefix);
+                            self.repairs.note(Repair { fault: Fault::Extra, thing }, now);
+                        }
+                    }
+                    Seen::Different => {
+                        self.counters.repaired += 1;
+                        let thing = Thing::Entry(prefix);
+                        self.repairs.note(Repair { fault: Fault::Different, thing }, now);
+                    }
                 }
                 let requeue = !item.is_settled() && (pruned || item.wanted.is_some());
                 self.use_slot(action);
@@ -719,7 +776,7 @@ impl<E: Encapsulator> Reconciler<E> {
     }
 
     /// Before entries: these need their groups.
-    fn miss_groups(&mut self) {
+    fn miss_groups(&mut self, now: Instant) {
         let audit = self.audit_number;
         let mut lost = Vec::new();
         for (&slot, group) in &mut self.slots {
@@ -730,6 +787,8 @@ impl<E: Encapsulator> Reconciler<E> {
         }
         for slot in lost {
             self.counters.repaired += 1;
+            let thing = Thing::Group(GroupId(slot));
+            self.repairs.note(Repair { fault: Fault::Missing, thing }, now);
             self.enqueue(Key::Group(slot));
         }
     }
@@ -757,6 +816,12 @@ impl<E: Encapsulator> Reconciler<E> {
         }
         for (key, was) in lost {
             self.counters.repaired += 1;
+            let thing = match key {
+                Key::Entry(prefix) => Thing::Entry(prefix),
+                Key::Group(slot) => Thing::Group(GroupId(slot)),
+                Key::Decap(prefix) => Thing::Decap(prefix),
+            };
+            self.repairs.note(Repair { fault: Fault::Missing, thing }, now);
             self.unuse(was);
             self.enqueue(key);
         }

@@ -6,7 +6,12 @@
 //! rule+1  iif <device>  goto rule+3      what we write back is not led aside again
 //! rule+2  not iif lo                 -> table: the prefixes
 //! rule+3  nop
+//! rule+4  fwmark P                   -> table+2: sources whose packets still come to the second device
 //! ```
+//!
+//! The filter of access links asks with the mark P whether a source has a route back; a packet that
+//! leaves it never has this mark. As long as a source is in table+2, the answer is no, also when the
+//! kernel delivers to it already: so what it has sent before stays before what it sends now.
 //!
 //! `not iif lo`: packets that this machine makes are not led aside, nor are the kernel's own
 //! questions for a route back (reverse path filter, `fib` in nftables), which ask as if from `lo`.
@@ -49,6 +54,8 @@ const LEFTOVERS_MAX: usize = 16;
 
 /// Of packets whose source is not authorised yet, unless told otherwise.
 pub const MARK: u32 = 0x6b69_6c6c;
+/// Of the filter's questions, unless told otherwise.
+pub const PROBE_MARK: u32 = MARK + 1;
 
 /// Of the route that drops marked packets when their device is gone.
 const LAST_METRIC: u32 = 1 << 30;
@@ -58,6 +65,8 @@ pub struct DiversionOptions {
     /// The next one is for marked packets.
     pub table: u32,
     pub mark: u32,
+    /// Of the filter's questions for a route back to a source.
+    pub probe_mark: u32,
     /// `rtm_protocol` of routes and rules; not that of killick's other routes, which are
     /// reconciled by theirs.
     pub protocol: u8,
@@ -67,7 +76,7 @@ pub struct DiversionOptions {
 
 impl Default for DiversionOptions {
     fn default() -> Self {
-        Self { table: 110, mark: MARK, protocol: 110, rule: 4300 }
+        Self { table: 110, mark: MARK, probe_mark: PROBE_MARK, protocol: 110, rule: 4300 }
     }
 }
 
@@ -91,12 +100,22 @@ impl DiversionOptions {
     const fn target(&self) -> u32 {
         self.rule + 3
     }
+
+    const fn by_probe(&self) -> u32 {
+        self.rule + 4
+    }
+
+    const fn gate_table(&self) -> u32 {
+        self.table + 2
+    }
 }
 
 pub struct Diversion {
     requests: Requests,
     options: DiversionOptions,
     device: (IfIndex, String),
+    /// That of marked packets.
+    uplink: Option<IfIndex>,
     rules: bool,
 }
 
@@ -133,7 +152,7 @@ impl Diversion {
     /// not happen when the first packets are to be held.
     pub fn open(options: DiversionOptions, device: (IfIndex, String)) -> Result<Self, OpError> {
         let requests = Requests::open().map_err(super::failed)?;
-        let mut this = Self { requests, options, device, rules: false };
+        let mut this = Self { requests, options, device, uplink: None, rules: false };
         for family in Family::ALL {
             for priority in options.past()..=options.target() {
                 for _ in 0..LEFTOVERS_MAX {
@@ -207,8 +226,24 @@ impl Diversion {
             steps.push(Step::Last { family, table, new: true });
             steps.push(Step::Route { prefix: any(family), link, table, new: true });
             steps.push(Step::Rule { family, priority, new: true });
+            steps.push(Step::Rule { family, priority: self.options.by_probe(), new: true });
         }
+        self.uplink = Some(link);
         self.write_all(&steps)
+    }
+
+    /// Packets from the prefix stay marked, also when the kernel delivers to it.
+    pub fn shut(&mut self, prefix: Prefix) -> Result<(), OpError> {
+        let Some(link) = self.uplink else { return Ok(()) };
+        let table = self.options.gate_table();
+        self.write_all(&[Step::Route { prefix, link, table, new: true }])
+    }
+
+    /// They go their way if it does.
+    pub fn unshut(&mut self, prefix: Prefix) -> Result<(), OpError> {
+        let Some(link) = self.uplink else { return Ok(()) };
+        let table = self.options.gate_table();
+        self.write_all(&[Step::Route { prefix, link, table, new: false }])
     }
 
     /// Nobody marks packets any more.
@@ -217,6 +252,7 @@ impl Diversion {
         let mut steps = Vec::new();
         for family in Family::ALL {
             steps.push(Step::Rule { family, priority, new: false });
+            steps.push(Step::Rule { family, priority: self.options.by_probe(), new: false });
             steps.push(Step::Last { family, table, new: false });
         }
         self.write_all(&steps)
@@ -311,6 +347,10 @@ impl Step {
                     push_u32(out, FRA_FWMARK, options.mark);
                     push_u32(out, FRA_FWMASK, u32::MAX);
                     push_u32(out, FRA_TABLE, options.mark_table());
+                } else if priority == options.by_probe() {
+                    push_u32(out, FRA_FWMARK, options.probe_mark);
+                    push_u32(out, FRA_FWMASK, u32::MAX);
+                    push_u32(out, FRA_TABLE, options.gate_table());
                 }
                 (libc::RTM_NEWRULE, NLM_F_CREATE | NLM_F_EXCL)
             }

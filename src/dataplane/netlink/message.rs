@@ -11,7 +11,7 @@ use netlink_packet_route::route::{
     RouteType, RouteVia,
 };
 
-use super::Options;
+use super::{Options, TableRoute};
 use crate::dataplane::{Hop, KernelRoute, Kind, OpError};
 use crate::types::seam::IfIndex;
 use crate::types::{Family, MacAddr, Prefix};
@@ -79,6 +79,13 @@ pub fn route_dump(options: &Options, family: Family) -> RouteMessage {
     route
 }
 
+/// All routes of the table, whoever has made them.
+pub fn table_dump(options: &Options, family: Family) -> RouteMessage {
+    let mut route = route_dump(options, family);
+    route.header.protocol = RouteProtocol::Unspec;
+    route
+}
+
 pub fn lookup(ip: IpAddr, fib_match: bool) -> RouteMessage {
     let mut route = RouteMessage::default();
     route.header.address_family = address_family(family_of(ip));
@@ -110,27 +117,38 @@ pub fn hop_of(route: &RouteMessage, next_hop: IpAddr) -> Result<Hop, OpError> {
 
 /// A route of ours; `None` for the others, which a kernel without strict checking sends as well.
 pub fn own_route(options: &Options, route: &RouteMessage) -> Option<KernelRoute> {
-    let (mut priority, mut table) = (0, u32::from(route.header.table));
+    let TableRoute { prefix, protocol, metric, hop } = table_route(options, route)?;
+    if protocol != options.protocol {
+        return None;
+    }
+    Some(KernelRoute { prefix, kind: options.kind(metric)?, hop: hop? })
+}
+
+/// A route of our table; `None` for those of others, as above.
+pub fn table_route(options: &Options, route: &RouteMessage) -> Option<TableRoute> {
+    let (mut metric, mut table) = (0, u32::from(route.header.table));
     let mut destination = None;
     for attribute in &route.attributes {
         match attribute {
-            RouteAttribute::Priority(metric) => priority = *metric,
+            RouteAttribute::Priority(priority) => metric = *priority,
             RouteAttribute::Table(number) => table = *number,
             RouteAttribute::Destination(address) => destination = ip_of(address),
             _ => {} // told apart below, or of no interest
         }
     }
-    if protocol(route) != options.protocol || table != options.table {
+    if table != options.table {
         return None;
     }
     let destination = destination.unwrap_or(match route.header.address_family {
         AddressFamily::Inet6 => IpAddr::from([0_u8; 16]),
         _ => IpAddr::from([0_u8; 4]),
     });
-    Some(KernelRoute {
+    let hop = find_oif(route).map(|link| Hop { link, gateway: find_gateway(route) });
+    Some(TableRoute {
         prefix: Prefix::new(destination, route.header.destination_prefix_length)?,
-        kind: options.kind(priority)?,
-        hop: Hop { link: find_oif(route)?, gateway: find_gateway(route) },
+        protocol: protocol(route),
+        metric,
+        hop,
     })
 }
 

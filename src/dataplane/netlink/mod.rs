@@ -26,7 +26,7 @@ pub use tunnel::{Dumped, Step, To, TunnelLink, Tunnels, Via};
 
 use self::socket::{Refused, Requests};
 use super::{DataPlane, Hop, KernelRoute, Kind, Op, OpError};
-use crate::types::Family;
+use crate::types::{Family, Prefix};
 
 /// Routing table of encapsulating data planes that look before all others, by a rule of this
 /// priority. Below 256, so that a notification's header names it.
@@ -57,16 +57,53 @@ impl Default for Options {
 }
 
 impl Options {
-    fn metric(&self, kind: Kind) -> u32 {
+    /// `RTA_PRIORITY` of our routes of a kind; the lower one wins.
+    pub fn metric(&self, kind: Kind) -> u32 {
         match kind {
             Kind::Delivery => self.delivery_metric,
             Kind::Bgp => self.bgp_metric,
         }
     }
 
-    fn kind(&self, metric: u32) -> Option<Kind> {
+    /// The kind of our routes with a metric; `None`: we make none with it.
+    pub fn kind(&self, metric: u32) -> Option<Kind> {
         [Kind::Delivery, Kind::Bgp].into_iter().find(|&kind| self.metric(kind) == metric)
     }
+}
+
+/// A route of our table, whoever has made it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TableRoute {
+    pub prefix: Prefix,
+    pub protocol: u8,
+    pub metric: u32,
+    /// `None`: several, or nowhere (a blackhole).
+    pub hop: Option<Hop>,
+}
+
+/// Routes of one table that are looked at, at most: more than twice the largest table we make.
+pub const TABLE_ROUTES_MAX: usize = 20_000_000;
+
+/// Reads our table as it is, on a socket of its own. It takes about a second for a million routes:
+/// not for the routing thread.
+pub fn read_table(options: &Options) -> io::Result<Vec<TableRoute>> {
+    let mut routes = Vec::new();
+    for family in Family::ALL {
+        let mut requests = Requests::open()?;
+        let request = message::table_dump(options, family);
+        requests.begin_dump(RouteNetlinkMessage::GetRoute(request))?;
+        while requests.continue_dump(|answer| {
+            if let RouteNetlinkMessage::NewRoute(route) = answer {
+                routes.extend(message::table_route(options, &route));
+            }
+        })? {
+            if routes.len() > TABLE_ROUTES_MAX {
+                let what = format!("more than {TABLE_ROUTES_MAX} routes");
+                return Err(io::Error::new(io::ErrorKind::OutOfMemory, what));
+            }
+        }
+    }
+    Ok(routes)
 }
 
 pub struct Kernel {

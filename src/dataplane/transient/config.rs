@@ -38,6 +38,9 @@ pub struct TransientLimits {
     pub gate: Duration,
     /// A flow waits for its marker, while the pMA is silent.
     pub order: Duration,
+    /// The pMA answers this much later: packets on the way to it may have been in a longer queue than
+    /// the question.
+    pub slack: Duration,
     /// A marker is asked for again.
     pub ask_again: Duration,
     /// Flows whose order a gate keeps. Packets of one more pass at once.
@@ -77,6 +80,7 @@ impl Default for TransientLimits {
             forward,
             gate: hold + forward + Duration::from_secs(1),
             order: Duration::from_millis(100),
+            slack: Duration::from_millis(1),
             ask_again: Duration::from_millis(15),
             flows_per_gate: 4_096,
             end_again: Duration::from_millis(50),
@@ -84,9 +88,9 @@ impl Default for TransientLimits {
             past: Duration::from_secs(2),
             flush_packets_per_s: 400_000,
             sources: 4_096,
-            packets_per_source: 64,
-            source_packets: 16_384,
-            source_octets: 16 << 20,
+            packets_per_source: 1_024,
+            source_packets: 65_536,
+            source_octets: 64 << 20,
             source_wait: Duration::from_secs(1),
             source_pass: Duration::from_millis(500),
         }
@@ -222,6 +226,8 @@ pub struct TransientTotals {
     pub flows_late: u64,
     pub flows_full: u64,
     pub ends_unanswered: u64,
+    /// In the devices, by the kernel: they were full.
+    pub device_dropped: u64,
     /// By [`TransientDrop`].
     pub dropped: [u64; TransientDrop::ALL.len()],
 

@@ -138,8 +138,10 @@ pub struct Entry {
     /// Packets in the queue and before it, and their octets.
     waiting: usize,
     waiting_octets: usize,
-    /// Questions among them.
+    /// Questions among them, or not even among them yet.
     markers: HashSet<Flow, FixedState>,
+    /// Questions that take their place in the order at a time.
+    asked: VecDeque<(Instant, Flow)>,
     /// When the engine looks at it.
     pub armed: Instant,
     /// The last packet from the device.
@@ -161,6 +163,7 @@ impl Entry {
             waiting: 0,
             waiting_octets: 0,
             markers: HashSet::default(),
+            asked: VecDeque::new(),
             armed: Instant::FAR_FUTURE,
             diverted_at: Instant::ZERO,
             listed: false,
@@ -186,8 +189,24 @@ impl Entry {
         }
     }
 
-    pub fn has_marker(&self, flow: Flow) -> bool {
-        self.markers.contains(&flow)
+    /// A question for a marker. One more than fit is asked for again, or goes on without.
+    pub fn ask(&mut self, flow: Flow, now: Instant, common: &mut Common) {
+        let limits = &common.config.limits;
+        if self.markers.len() < limits.flows_per_gate && self.markers.insert(flow) {
+            self.asked.push_back((now + limits.slack, flow));
+            common.asked += 1;
+        }
+    }
+
+    /// Questions whose time has come; of all, when nobody asks any more.
+    pub fn take_asked(&mut self, now: Option<Instant>, common: &mut Common) -> Vec<Flow> {
+        let due = self.asked.iter().take_while(|(at, _)| now.is_none_or(|now| *at <= now)).count();
+        common.asked -= due;
+        let flows: Vec<Flow> = self.asked.drain(..due).map(|(_, flow)| flow).collect();
+        for flow in &flows {
+            self.markers.remove(flow);
+        }
+        flows
     }
 
     pub fn wants_flush(&self) -> bool {
@@ -200,8 +219,9 @@ impl Entry {
 
     /// When something happens by itself.
     pub fn deadline(&self, limits: &TransientLimits) -> Instant {
+        let asked = self.asked.front().map_or(Instant::FAR_FUTURE, |(at, _)| *at);
         if self.closing.is_some() {
-            return Instant::FAR_FUTURE;
+            return asked;
         }
         let outlet = match &self.outlet {
             Outlet::Kernel => Instant::FAR_FUTURE,
@@ -214,7 +234,7 @@ impl Entry {
         let inbound = self.inbound.as_ref().map_or(Instant::FAR_FUTURE, |inbound| {
             inbound.waiting.first().map_or(inbound.until, |(at, _)| inbound.until.min(*at))
         });
-        outlet.min(inbound)
+        outlet.min(inbound).min(asked)
     }
 
     /// Something that came otherwise than by the inbound path. True when it has to wait.
@@ -266,19 +286,6 @@ impl Entry {
 
     /// At the end of a flow's queue, or of the common one.
     fn keep(&mut self, flow: Option<Flow>, item: Item<'_>, common: &mut Common) {
-        let limits = common.config.limits;
-        let len = match (&item, item.packet_len()) {
-            (_, Some(len)) => len,
-            (Item::Marker(flow), _) => {
-                // One more is asked for again, or goes on without.
-                if self.markers.len() >= limits.flows_per_gate || !self.markers.insert(*flow) {
-                    return;
-                }
-                0
-            }
-            (Item::Packet(_), None) => return,
-        };
-        let is_packet = matches!(item, Item::Packet(_));
         let queue = match (flow, &mut self.inbound) {
             (Some(flow), Some(inbound)) => match inbound.flows.get_mut(&flow) {
                 Some(FlowState::Waiting { items, .. }) => items,
@@ -286,42 +293,29 @@ impl Entry {
             },
             (_, _) => &mut self.queue,
         };
-        while is_packet {
-            let prefix_full = self.waiting >= limits.packets_per_prefix
-                || self.waiting_octets + len > limits.octets_per_prefix;
-            let total_full =
-                common.waiting >= limits.packets || common.waiting_octets + len > limits.octets;
-            let why = match (prefix_full, total_full) {
-                (false, false) => break,
-                (true, _) => TransientDrop::PrefixFull,
-                (false, true) => TransientDrop::TotalFull,
-            };
-            let oldest = match limits.when_full {
-                WhenFull::Newest => None,
-                WhenFull::Oldest => queue.iter().position(|item| item.packet_len().is_some()),
-            };
-            let gone = oldest.and_then(|at| queue.remove(at)).and_then(|item| item.packet_len());
-            let Some(gone) = gone else {
-                self.counts.dropped += 1;
-                return common.count(why);
-            };
-            self.waiting -= 1;
-            self.waiting_octets -= gone;
-            common.waiting -= 1;
-            common.waiting_octets -= gone;
-            self.counts.dropped += 1;
-            common.totals.dropped[TransientDrop::Oldest as usize] += 1;
-        }
-        queue.push_back(item.into_own());
-        if is_packet {
-            self.waiting += 1;
-            self.waiting_octets += len;
-            common.waiting += 1;
-            common.waiting_octets += len;
-            self.counts.held += 1;
-            self.counts.octets += len as u64;
-            common.totals.held += 1;
-            common.totals.held_octets += len as u64;
+        match &item {
+            Item::Marker(flow) => {
+                // One more is asked for again, or goes on without.
+                let fits = self.markers.len() < common.config.limits.flows_per_gate;
+                if fits && self.markers.insert(*flow) {
+                    queue.push_back(item.into_own());
+                }
+            }
+            Item::Packet(packet) => {
+                let len = packet.carrier.packet_len();
+                let waiting = [&mut self.waiting, &mut self.waiting_octets];
+                if make_room(queue, len, waiting, &mut self.counts, common) {
+                    queue.push_back(item.into_own());
+                    self.waiting += 1;
+                    self.waiting_octets += len;
+                    common.waiting += 1;
+                    common.waiting_octets += len;
+                    self.counts.held += 1;
+                    self.counts.octets += len as u64;
+                    common.totals.held += 1;
+                    common.totals.held_octets += len as u64;
+                }
+            }
         }
     }
 
@@ -398,7 +392,7 @@ impl Entry {
             && self.queue.is_empty()
         {
             path.flushed = true;
-            common.events.push_back(TransientEvent::Flushed { prefix, counts: self.counts });
+            common.tell(TransientEvent::Flushed { prefix, counts: self.counts });
         }
         count
     }
@@ -481,6 +475,45 @@ impl Entry {
             waiting_octets: self.waiting_octets,
             flows: inbound.map_or(0, |inbound| inbound.waiting.len()),
         }
+    }
+}
+
+/// Whether a packet may wait; what is dropped, this one or older ones, is counted. `waiting` are
+/// packets and octets of the prefix.
+fn make_room(
+    queue: &mut VecDeque<Item<'static>>,
+    len: usize,
+    [packets, octets]: [&mut usize; 2],
+    counts: &mut PathCounts,
+    common: &mut Common,
+) -> bool {
+    let limits = common.config.limits;
+    loop {
+        let prefix_full =
+            *packets >= limits.packets_per_prefix || *octets + len > limits.octets_per_prefix;
+        let total_full =
+            common.waiting >= limits.packets || common.waiting_octets + len > limits.octets;
+        let why = match (prefix_full, total_full) {
+            (false, false) => return true,
+            (true, _) => TransientDrop::PrefixFull,
+            (false, true) => TransientDrop::TotalFull,
+        };
+        counts.dropped += 1;
+        // Among those that wait for the same, or there would be a gap in another flow.
+        let oldest = match limits.when_full {
+            WhenFull::Newest => None,
+            WhenFull::Oldest => queue.iter().position(|item| item.packet_len().is_some()),
+        };
+        let gone = oldest.and_then(|at| queue.remove(at)).and_then(|item| item.packet_len());
+        let Some(gone) = gone else {
+            common.count(why);
+            return false;
+        };
+        *packets -= 1;
+        *octets -= gone;
+        common.waiting -= 1;
+        common.waiting_octets -= gone;
+        common.count(TransientDrop::Oldest);
     }
 }
 

@@ -64,6 +64,8 @@ struct Common {
     events: VecDeque<TransientEvent>,
     waiting: usize,
     waiting_octets: usize,
+    /// Questions that have not taken their places yet.
+    asked: usize,
 }
 
 impl Common {
@@ -158,6 +160,7 @@ impl Engine {
                 events: VecDeque::new(),
                 waiting: 0,
                 waiting_octets: 0,
+                asked: 0,
             },
             entries: Table::default(),
             prefixes: BTreeSet::new(),
@@ -221,7 +224,7 @@ impl Engine {
     }
 
     fn hold(&mut self, prefix: Prefix, key: PathKey, now: Instant) -> Result<(), TransientError> {
-        let mut sequence = 0;
+        let mut sequence = self.take_past_out(key, prefix);
         if let Some(entry) = self.entries.find_mut(prefix) {
             match &entry.outlet {
                 Outlet::Hold { key: old, .. } if *old == key && entry.closing.is_none() => {
@@ -246,7 +249,7 @@ impl Engine {
     ) -> Result<(), TransientError> {
         let to = self.common.config.peer(end).ok_or(TransientError::NoFamily)?;
         let until = now + self.common.config.limits.forward;
-        let mut sequence = 0;
+        let mut sequence = self.take_past_out(key, prefix);
         if let Some(entry) = self.entries.find_mut(prefix) {
             let since = entry.since;
             match &mut entry.outlet {
@@ -295,7 +298,10 @@ impl Engine {
                 (inbound.from, inbound.peer, inbound.until) = (from, peer, until);
                 return;
             }
-            let inbound = Inbound::new(key, from, peer, until);
+            let mut inbound = Inbound::new(key, from, peer, until);
+            if let Some(window) = engine.take_past_in(key, prefix) {
+                inbound.window = window;
+            }
             let Engine { common, later, .. } = &mut *engine;
             if let Some(old) = entry.replace_inbound(inbound, now, common, later) {
                 engine.remember_in(prefix, old, now);
@@ -419,8 +425,9 @@ impl Engine {
         if let Outlet::Hold { .. } = entry.outlet {
             entry.outlet = Outlet::Kernel;
         }
-        entry.closing = Some(how);
-        self.closing.push_back(prefix);
+        if entry.closing.replace(how).is_none() {
+            self.closing.push_back(prefix);
+        }
     }
 
     // ---- what is left of paths ----------------------------------------------------------------
@@ -458,6 +465,31 @@ impl Engine {
         }
         self.past.insert((key, prefix), PastPath { past, at, until });
         self.past_due.insert((at, key, prefix));
+    }
+
+    /// A path that begins again under its key goes on counting, and its end is no longer said.
+    fn take_past_out(&mut self, key: PathKey, prefix: Prefix) -> u32 {
+        match self.past.get(&(key, prefix)).map(|path| &path.past) {
+            Some(Past::Out { sequence, .. }) => {
+                let sequence = *sequence;
+                self.forget(key, prefix);
+                sequence
+            }
+            Some(Past::In { .. }) | None => 0,
+        }
+    }
+
+    /// Likewise, what has come by it does not come again.
+    fn take_past_in(&mut self, key: PathKey, prefix: Prefix) -> Option<Box<Window>> {
+        if !matches!(self.past.get(&(key, prefix))?.past, Past::In { .. }) {
+            return None;
+        }
+        let path = self.past.remove(&(key, prefix))?;
+        self.past_due.remove(&(path.at, key, prefix));
+        match path.past {
+            Past::In { window, .. } => Some(window),
+            Past::Out { .. } => None,
+        }
     }
 
     fn forget(&mut self, key: PathKey, prefix: Prefix) {
@@ -523,11 +555,29 @@ impl Engine {
         let Some(head) = octets.get(HEADROOM..).and_then(|packet| Head::of(packet).ok()) else {
             return self.common.count(TransientDrop::Malformed);
         };
+        if is_for_the_link(head.destination) {
+            return;
+        }
         let octets = &mut octets[..HEADROOM + head.len];
         if self.sources.keep(head.source, octets, now, &mut self.common) {
             return;
         }
         self.diverted(&head, Carrier::Slot { slot, octets }, now, out);
+    }
+
+    /// Packets of the prefix wait as those of a source that is not delivered yet.
+    pub fn holds_source(&self, prefix: Prefix) -> bool {
+        self.sources.has(prefix)
+    }
+
+    /// They come here although it was passed, see [`Self::next_unshut`].
+    pub fn note_shut(&mut self, prefix: Prefix, now: Instant) {
+        self.sources.note_shut(prefix, now);
+    }
+
+    /// A prefix whose packets may take their own way: all that came before are gone.
+    pub fn next_unshut(&mut self, now: Instant) -> Option<Prefix> {
+        self.sources.next_unshut(now)
     }
 
     fn diverted(
@@ -713,11 +763,8 @@ impl Engine {
                         return Err(TransientDrop::WrongPrefix);
                     }
                 };
-                let waits = entry.has_marker(flow)
-                    || entry.direct(flow, Item::Marker(flow), now, &mut self.common, out);
-                if waits {
-                    out.push(Output::own(from, noted(sequence)));
-                }
+                entry.ask(flow, now, &mut self.common);
+                out.push(Output::own(from, noted(sequence)));
                 let limits = &self.common.config.limits;
                 if settle(prefix, entry, limits, &mut self.due, &mut self.flushing) {
                     self.flush_at.get_or_insert(Instant::ZERO);
@@ -836,6 +883,12 @@ impl Engine {
         times.into_iter().flatten().min().unwrap_or(Instant::FAR_FUTURE)
     }
 
+    /// Whether somebody asks for a marker. Then the device has to be empty before
+    /// [`Self::handle_timeout`]: the answer says that all is on its way that came before.
+    pub fn is_asked(&self) -> bool {
+        self.common.asked > 0
+    }
+
     pub fn handle_timeout(&mut self, now: Instant, out: &mut Vec<Output>) {
         while let Some(&(at, prefix)) = self.due.first()
             && at <= now
@@ -857,6 +910,9 @@ impl Engine {
         now: Instant,
         out: &mut Vec<Output>,
     ) {
+        for flow in entry.take_asked(Some(now), &mut self.common) {
+            entry.direct(flow, Item::Marker(flow), now, &mut self.common, out);
+        }
         if entry.closing.is_some() {
             return;
         }
@@ -959,6 +1015,9 @@ impl Engine {
 
     pub fn finish(&mut self, prefix: Prefix, now: Instant, out: &mut Vec<Output>) {
         let Some(mut entry) = self.entries.remove(prefix) else { return };
+        for flow in entry.take_asked(None, &mut self.common) {
+            entry.pass(Item::Marker(flow), now, &mut self.common, out);
+        }
         entry.flush(prefix, usize::MAX, now, &mut self.common, out);
         self.prefixes.remove(&prefix);
         self.remove_keys(prefix, entry.keys());

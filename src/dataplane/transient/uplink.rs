@@ -7,9 +7,11 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
+use std::time::Duration;
 
 use super::Common;
 use super::config::{TransientDrop, TransientLimits};
+use super::packet::HEADROOM;
 use crate::dataplane::tun::Table;
 use crate::types::{Instant, Prefix};
 
@@ -32,9 +34,34 @@ pub struct Sources {
     free: VecDeque<Vec<u8>>,
     packets: usize,
     octets: usize,
+    /// Passed, but not past us yet, and since when.
+    shut: VecDeque<(Instant, Prefix)>,
 }
 
+/// So long after a prefix was passed the kernel delivers to it, and what it sent before is gone.
+const SHUT_FOR: Duration = Duration::from_millis(20);
+
 impl Sources {
+    /// Packets of the prefix wait.
+    pub fn has(&self, prefix: Prefix) -> bool {
+        let mut from = self.waiting.range(prefix.addr()..);
+        from.next().is_some_and(|(source, _)| prefix.contains_addr(*source))
+    }
+
+    /// Its packets come here until [`Self::next_unshut`] says that they need not any more.
+    pub fn note_shut(&mut self, prefix: Prefix, now: Instant) {
+        self.shut.push_back((now, prefix));
+    }
+
+    pub fn next_unshut(&mut self, now: Instant) -> Option<Prefix> {
+        let (since, prefix) = *self.shut.front()?;
+        if since + SHUT_FOR > now || !self.free.is_empty() {
+            return None;
+        }
+        self.shut.pop_front();
+        Some(prefix)
+    }
+
     pub fn len(&self) -> usize {
         self.waiting.len()
     }
@@ -77,7 +104,7 @@ impl Sources {
         self.packets += 1;
         self.octets += octets.len();
         common.totals.held += 1;
-        common.totals.held_octets += octets.len() as u64;
+        common.totals.held_octets += (octets.len() - HEADROOM) as u64;
         true
     }
 
@@ -154,7 +181,8 @@ impl Sources {
         }
         let age = self.ages.first().map(|(since, _)| *since + limits.source_wait);
         let pass = self.pass_ends.first().map(|(until, _)| *until);
-        [age, pass].into_iter().flatten().min()
+        let shut = self.shut.front().map(|(since, _)| *since + SHUT_FOR);
+        [age, pass, shut].into_iter().flatten().min()
     }
 
     pub fn expire(&mut self, now: Instant, common: &mut Common) {

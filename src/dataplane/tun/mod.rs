@@ -26,7 +26,7 @@ pub(crate) use table::Table;
 
 use self::hold::{Full, Hold};
 use self::outer::Outer;
-use super::encap::{DropReason, EncapError, Families, Totals};
+use super::encap::{DropReason, EncapError, Families, REWRITING, Totals};
 use crate::types::lisp::{
     EncapChange, EncapEvent, EntryAction, EntryCount, GroupId, GroupPath, InstanceId,
 };
@@ -402,7 +402,9 @@ impl Engine {
             EntryAction::Group(group) => self.encapsulate(at, group, slot, head, now),
             EntryAction::Punt => self.keep(slot, head, now),
             // Its route leads elsewhere, and is on the way.
-            EntryAction::Native => Inner::Dropped(self.drop_packet(DropReason::Unreachable)),
+            EntryAction::Native | EntryAction::Rewrite(_) => {
+                Inner::Dropped(self.drop_packet(DropReason::Unreachable))
+            }
             EntryAction::Drop => Inner::Dropped(self.drop_packet(DropReason::Policy)),
         }
     }
@@ -586,9 +588,11 @@ impl Engine {
         let entry = self.slab[at as usize].as_ref().expect("entries lead to filled places");
         match entry.action {
             EntryAction::Group(group) if prefix.len() >= allowed.len() => Some((at, group)),
-            EntryAction::Group(_) | EntryAction::Punt | EntryAction::Native | EntryAction::Drop => {
-                None
-            }
+            EntryAction::Group(_)
+            | EntryAction::Punt
+            | EntryAction::Native
+            | EntryAction::Drop
+            | EntryAction::Rewrite(_) => None,
         }
     }
 
@@ -690,6 +694,9 @@ impl Engine {
             && !matches!(self.groups.get(group.0 as usize), Some(Some(_)))
         {
             return Err(EncapError::NoGroup);
+        }
+        if let EntryAction::Rewrite(_) = action {
+            return Err(EncapError::Unsupported(REWRITING));
         }
         match self.entries.find_mut(prefix) {
             Some(&mut at) => {

@@ -156,7 +156,10 @@ impl Late {
                         self.sensor.add(prefix);
                     }
                 }
-                EntryAction::Punt | EntryAction::Native | EntryAction::Drop => self.forget(prefix),
+                EntryAction::Punt
+                | EntryAction::Native
+                | EntryAction::Drop
+                | EntryAction::Rewrite(_) => self.forget(prefix),
             },
             EncapChange::RemoveEntry { prefix } => self.forget(prefix),
             EncapChange::SetGroup { .. } | EncapChange::RemoveGroup { .. } => {}
@@ -178,6 +181,10 @@ fn is_punt(change: &EncapChange) -> bool {
     matches!(change, EncapChange::SetEntry { action: EntryAction::Punt, .. })
 }
 
+fn is_native(change: &EncapChange) -> bool {
+    matches!(change, EncapChange::SetEntry { action: EntryAction::Native, .. })
+}
+
 impl<E: Encapsulator> Encapsulator for Beside<E> {
     fn caps(&self) -> Caps {
         Caps { holds_packets: true, tells_late: true, ..self.inner.caps() }
@@ -186,9 +193,10 @@ impl<E: Encapsulator> Encapsulator for Beside<E> {
     fn apply(&mut self, changes: &[EncapChange], results: &mut Vec<Result<(), EncapError>>) {
         let base = results.len();
         // The device knows what is punted before a packet is led into it, and sets free what it
-        // holds after there is a way for it.
+        // holds after there is a way for it. What the mechanism is about to leave to the ordinary
+        // routes is no longer led into the device, where nobody would take it.
         let mut ignored = Vec::new();
-        for change in changes.iter().filter(|change| is_punt(change)) {
+        for change in changes.iter().filter(|change| is_punt(change) || is_native(change)) {
             self.tun.apply(std::slice::from_ref(change), &mut ignored);
         }
         self.inner.apply(changes, results);
@@ -226,7 +234,8 @@ impl<E: Encapsulator> Encapsulator for Beside<E> {
             if let Some(late) = &mut self.late {
                 late.follow(change);
             }
-            if is_punt(change) {
+            // Its routes went with the device of the process before.
+            if let EncapChange::SetEntry { .. } = change {
                 self.tun.apply(std::slice::from_ref(change), &mut Vec::new());
             }
         }

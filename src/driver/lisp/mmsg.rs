@@ -120,6 +120,8 @@ pub struct Incoming<'a> {
     pub from: SocketAddr,
     /// Where it came to, when the socket was asked for that.
     pub local: Option<IpAddr>,
+    /// The interface it came over, told with `local`.
+    pub link: Option<u32>,
     /// TTL or hop limit, and traffic class, of the IP header, when the socket was asked for them.
     pub ttl: Option<u8>,
     pub traffic_class: Option<u8>,
@@ -176,7 +178,7 @@ impl Receiver {
             return None;
         }
         let from = self.parts.names[at].addr()?;
-        let (mut local, mut ttl, mut traffic_class) = (None, None, None);
+        let (mut local, mut link, mut ttl, mut traffic_class) = (None, None, None, None);
         // SAFETY: the kernel filled in the ancillary buffer and its length, and the macros stay
         // within them; every value is read no further than its own length says.
         unsafe {
@@ -191,12 +193,14 @@ impl Receiver {
                     {
                         let info = data.cast::<libc::in_pktinfo>().read_unaligned();
                         local = Some(Ipv4Addr::from(u32::from_be(info.ipi_addr.s_addr)).into());
+                        link = u32::try_from(info.ipi_ifindex).ok();
                     }
                     (libc::IPPROTO_IPV6, libc::IPV6_PKTINFO)
                         if len >= size_of::<libc::in6_pktinfo>() =>
                     {
                         let info = data.cast::<libc::in6_pktinfo>().read_unaligned();
                         local = Some(Ipv6Addr::from(info.ipi6_addr.s6_addr).into());
+                        link = Some(info.ipi6_ifindex);
                     }
                     (libc::IPPROTO_IP, libc::IP_TTL)
                     | (libc::IPPROTO_IPV6, libc::IPV6_HOPLIMIT)
@@ -217,7 +221,7 @@ impl Receiver {
         }
         let len = (header.msg_len as usize).min(self.slot_bytes);
         let octets = &mut self.slots[at * self.stride..][..len];
-        Some(Incoming { from, local, ttl, traffic_class, octets })
+        Some(Incoming { from, local, link, ttl, traffic_class, octets })
     }
 
     /// The octets in slot `at` again, as they have become.

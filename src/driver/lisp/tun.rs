@@ -445,7 +445,11 @@ impl Routes {
 
     fn set(&mut self, prefix: Prefix, action: EntryAction) -> Result<(), EncapError> {
         let wanted = match action {
-            EntryAction::Group(_) | EntryAction::Punt | EntryAction::Drop => Into::Device,
+            EntryAction::Group(_)
+            | EntryAction::Punt
+            | EntryAction::Drop
+            // There the kernel's own packets are rewritten.
+            | EntryAction::Rewrite(_) => Into::Device,
             EntryAction::Native => Into::Others,
         };
         let as_is = match self.routed.find_mut(prefix) {

@@ -64,6 +64,15 @@ fn set_up(name: &str) -> io::Result<IfIndex> {
     if index == 0 { Err(io::Error::last_os_error()) } else { Ok(IfIndex(index)) }
 }
 
+/// What the kernel did not find room for in these devices, of the namespace of the caller.
+pub fn dropped(devices: &[String]) -> u64 {
+    let table = fs::read_to_string("/proc/thread-self/net/dev").unwrap_or_default();
+    let lines = table.lines().filter_map(|line| line.trim().split_once(':'));
+    let ours = lines.filter(|(name, _)| devices.iter().any(|device| device == name));
+    // Eight columns of what was received, then octets, packets, errors and drops of what was sent.
+    ours.filter_map(|(_, counts)| counts.split_whitespace().nth(11)?.parse::<u64>().ok()).sum()
+}
+
 /// IPv4 and IPv6, bound to our address, which is the source that the other end expects.
 pub fn sockets(config: &Config) -> io::Result<[Option<Socket>; 2]> {
     let locator = config.local.locator;

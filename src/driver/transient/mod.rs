@@ -16,7 +16,7 @@ mod worker;
 
 use std::collections::BTreeSet;
 use std::io;
-use std::os::fd::RawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -117,6 +117,18 @@ impl Shared {
 pub struct Transient {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
+    devices: Vec<String>,
+    /// The device of sources that are not authorised yet; the thread has it.
+    uplink: Option<RawFd>,
+}
+
+/// Whether there is a packet. The descriptor may be anything: then the answer is of no use, but
+/// nothing is read.
+fn is_readable(fd: RawFd) -> bool {
+    let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: the pointer describes `entry`, which outlives the call.
+    let rc = unsafe { libc::poll(&raw mut entry, 1, 0) };
+    rc == 1
 }
 
 impl Transient {
@@ -145,17 +157,23 @@ impl Transient {
             stop: AtomicBool::new(false),
             started: time::Instant::now(),
         });
+        let uplink_fd = uplink.as_ref().map(AsRawFd::as_raw_fd);
         let mut worker = Worker::new(Arc::clone(&shared), device, uplink, sockets);
         let thread = std::thread::Builder::new()
             .name("killick-hold".to_owned())
             .spawn(move || worker.run())?;
-        Ok(Self { shared, thread: Some(thread) })
+        let devices = [Some(&settings.device), settings.uplink.as_ref()];
+        let devices = devices.into_iter().flatten().cloned().collect();
+        Ok(Self { shared, thread: Some(thread), devices, uplink: uplink_fd })
     }
 
     /// In force, and in the kernel, when this returns.
     pub fn apply(&mut self, change: &TransientChange) -> Result<(), TransientError> {
         let mut kernel = self.shared.kernel();
         let now = self.shared.now();
+        if let TransientChange::Pass { prefix } = *change {
+            self.keep_shut(&mut kernel, prefix, now);
+        }
         let wanted = self.shared.engine().apply(change, now)?;
         let done = match wanted.map(|prefix| (prefix, kernel.add(prefix))) {
             None => Ok(()),
@@ -183,6 +201,19 @@ impl Transient {
         done
     }
 
+    /// The kernel is about to deliver to the prefix, and with that lets its packets pass: not before
+    /// those that it has sent already.
+    fn keep_shut(&self, kernel: &mut Kernel, prefix: Prefix, now: Instant) {
+        let Some(uplink) = self.uplink else { return };
+        if !self.shared.engine().holds_source(prefix) && !is_readable(uplink) {
+            return;
+        }
+        match kernel.diversion.shut(prefix) {
+            Ok(()) => self.shared.engine().note_shut(prefix, now),
+            Err(error) => tracing::warn!(%prefix, %error, "packets may overtake those that waited"),
+        }
+    }
+
     /// Readable when there are events.
     pub fn event_fd(&self) -> RawFd {
         self.shared.told.fd()
@@ -207,7 +238,8 @@ impl Transient {
     }
 
     pub fn totals(&self) -> TransientTotals {
-        self.shared.engine().totals()
+        let device_dropped = device::dropped(&self.devices);
+        TransientTotals { device_dropped, ..self.shared.engine().totals() }
     }
 
     /// In order of prefixes, those after `after`.

@@ -13,8 +13,7 @@ use super::Shared;
 use super::device::DEVICE_QUEUE_PACKETS;
 use crate::dataplane::transient::{HEADROOM, Octets, Output};
 use crate::driver::lisp::mmsg::{BATCH, Outgoing, Receiver, Sender};
-use crate::types::Instant;
-use crate::wire::transient::is_request;
+use crate::types::{Instant, Prefix};
 
 /// The largest packet; and a distance between slots, or all would begin in the same few sets of
 /// the processor's cache.
@@ -37,7 +36,7 @@ const QUICK: Duration = Duration::from_micros(50);
 const BUSY: Duration = Duration::from_millis(20);
 
 /// When it is never free, we wait for it as everybody does.
-const QUICK_TRIES: usize = 8;
+const QUICK_TRIES: u32 = 64;
 
 /// Which slots an output speaks of.
 #[derive(Clone, Copy)]
@@ -63,7 +62,11 @@ pub struct Worker {
     sender: Sender,
     receiver: Receiver,
     outputs: Vec<Output>,
+    /// Whose state is over, and how often its end is put off yet.
+    closing: Option<(Prefix, u32)>,
     idle_since: Option<Instant>,
+    /// A source whose packets may take their own way, when there is a good moment.
+    unshutting: Option<(Prefix, u32)>,
 }
 
 impl Worker {
@@ -82,7 +85,9 @@ impl Worker {
             sender: Sender::new(),
             receiver: Receiver::new(SLOT),
             outputs: Vec::new(),
+            closing: None,
             idle_since: None,
+            unshutting: None,
         }
     }
 
@@ -118,7 +123,9 @@ impl Worker {
             entry(self.shared.wake.fd()),
         ];
         let mut until = self.shared.engine().poll_timeout();
-        if let Some(since) = self.idle_since {
+        if self.closing.is_some() || self.unshutting.is_some() {
+            until = Instant::ZERO;
+        } else if let Some(since) = self.idle_since {
             until = until.min(since + RULES_LINGER);
         }
         let wait = until.saturating_since(self.shared.now());
@@ -139,6 +146,10 @@ impl Worker {
         };
         if rc < 0 {
             return Err(io::Error::last_os_error());
+        }
+        // Somebody has deleted a device.
+        if entries[..2].iter().any(|entry| entry.revents & libc::POLLERR != 0) {
+            return Err(io::Error::new(io::ErrorKind::NotConnected, "a device is gone"));
         }
         let [device, uplink, first, second, wake] = entries.map(|entry| entry.revents != 0);
         if wake {
@@ -162,13 +173,18 @@ impl Worker {
                 }
             }
         }
+        // Before it is drained: no later than what is found there.
         let now = self.shared.now();
+        if self.shared.engine().is_asked() {
+            self.drain_device();
+        }
         let mut engine = self.shared.engine();
         engine.handle_timeout(now, &mut self.outputs);
         engine.flush(BATCH, now, &mut self.outputs);
         drop(engine);
         self.execute(Slots::Device);
         self.close_path();
+        self.unshut();
         self.let_rules_go();
         if self.shared.engine().has_events() {
             self.shared.told.ring();
@@ -212,10 +228,14 @@ impl Worker {
         count
     }
 
-    /// Until nothing is there; for as long as it takes to empty it once.
     fn drain_device(&mut self) {
+        self.drain(Which::Hold);
+    }
+
+    /// Until nothing is there; for as long as it takes to empty it once.
+    fn drain(&mut self, which: Which) {
         for _ in 0..DEVICE_QUEUE_PACKETS / BATCH {
-            if self.read_device(Which::Hold) < BATCH {
+            if self.read_device(which) < BATCH {
                 return;
             }
         }
@@ -225,12 +245,6 @@ impl Worker {
         let Some(socket) = &self.sockets[at] else { return 0 };
         // Errors are about packets sent, or the socket is empty.
         let Ok(count) = self.receiver.receive(socket.as_raw_fd()) else { return 0 };
-        let asks =
-            (0..count).any(|at| self.receiver.get(at).is_some_and(|got| is_request(got.octets)));
-        if asks {
-            // The answer says that all is on its way that was here before the question.
-            self.drain_device();
-        }
         let mut engine = self.shared.engine();
         let now = self.shared.now();
         for slot in 0..count {
@@ -277,32 +291,30 @@ impl Worker {
         }
     }
 
-    /// Ends a state that is over: the route first, then the state. One in a turn, so that others
-    /// do not wait for all of them.
+    /// Ends a state that is over: the route first, then the state. One try in a turn, so that others
+    /// do not wait.
     fn close_path(&mut self) {
         let now = self.shared.now();
-        let closing = self.shared.engine().next_closing(now, &mut self.outputs);
-        let Some((prefix, last_at)) = closing else { return };
-        self.execute(Slots::Device);
+        let Some((prefix, tries)) = self.closing.take().or_else(|| self.next_closing(now)) else {
+            return;
+        };
         // A packet that comes to the device after we have looked for the last time, and before its
         // route is gone, can be overtaken by one that comes right after. So this moment is made
         // short, undisturbed, and put right after a packet: then the next one is as far away as it
         // can be.
-        let tries = if now - last_at < BUSY { QUICK_TRIES } else { 0 };
+        if tries > 0 {
+            await_packet(self.device.as_raw_fd());
+            self.drain_device();
+        }
         let shared = Arc::clone(&self.shared);
-        let mut undisturbed = Undisturbed::begin();
+        let undisturbed = Undisturbed::begin();
         let mut kernel = shared.kernel();
-        for _ in 0..tries {
-            drop((kernel, undisturbed));
-            self.drain_device();
-            self.await_packet();
-            undisturbed = Undisturbed::begin();
-            kernel = shared.kernel();
-            self.drain_device();
+        if tries > 0 {
             let begun = shared.now();
             kernel.diversion.await_lock(prefix);
-            if shared.now() - begun < QUICK {
-                break;
+            if shared.now() - begun > QUICK {
+                self.closing = Some((prefix, tries - 1));
+                return;
             }
         }
         let may = shared.engine().may_finish(prefix);
@@ -318,13 +330,43 @@ impl Worker {
         }
     }
 
-    /// Until a packet is there, or for a millisecond: whoever sends more often than that is known
-    /// to have sent then.
-    fn await_packet(&self) {
-        let fd = self.device.as_raw_fd();
-        let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        // SAFETY: the pointer describes `entry`, which outlives the call. Its result does not matter.
-        unsafe { libc::poll(&raw mut entry, 1, 1) };
+    /// The next state to end, and how often to try to find a good moment for it.
+    fn next_closing(&mut self, now: Instant) -> Option<(Prefix, u32)> {
+        let closing = self.shared.engine().next_closing(now, &mut self.outputs);
+        let (prefix, last_at) = closing?;
+        self.execute(Slots::Device);
+        Some((prefix, if now - last_at < BUSY { QUICK_TRIES } else { 0 }))
+    }
+
+    /// Packets of a source take their own way from now on, with the same care.
+    fn unshut(&mut self) {
+        let now = self.shared.now();
+        let next = self.unshutting.take();
+        let next = next.or_else(|| Some((self.shared.engine().next_unshut(now)?, QUICK_TRIES)));
+        let Some((prefix, tries)) = next else { return };
+        let Some(fd) = self.uplink.as_ref().map(AsRawFd::as_raw_fd) else { return };
+        if tries > 0 {
+            await_packet(fd);
+            self.drain(Which::Uplink);
+        }
+        let shared = Arc::clone(&self.shared);
+        let undisturbed = Undisturbed::begin();
+        let mut kernel = shared.kernel();
+        if tries > 0 {
+            let begun = shared.now();
+            kernel.diversion.await_lock(prefix);
+            if shared.now() - begun > QUICK {
+                self.unshutting = Some((prefix, tries - 1));
+                return;
+            }
+        }
+        self.drain(Which::Uplink);
+        let done = kernel.diversion.unshut(prefix);
+        self.drain(Which::Uplink);
+        drop(undisturbed);
+        if let Err(error) = done {
+            tracing::error!(%prefix, %error, "packets of a source still take the detour");
+        }
     }
 
     fn let_rules_go(&mut self) {
@@ -379,6 +421,14 @@ impl Drop for Undisturbed {
             Self::set(self.policy, 0);
         }
     }
+}
+
+/// Until a packet is there, or for a millisecond: whoever sends more often than that is known to
+/// have sent then.
+fn await_packet(fd: RawFd) {
+    let mut entry = libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+    // SAFETY: the pointer describes `entry`, which outlives the call. Its result does not matter.
+    unsafe { libc::poll(&raw mut entry, 1, 1) };
 }
 
 fn find<'a>(octets: &'a Octets, which: Slots, slots: &'a [u8], receiver: &'a Receiver) -> &'a [u8] {

@@ -24,14 +24,15 @@ use std::time::Duration;
 
 pub use notes::{Stored, read as read_note};
 
+use super::claims::Heard;
 use super::flow::Node;
 use super::output::Output;
 use super::timeline::{Detail, Learnt, Phase};
-use crate::gateway::Ingress;
+use crate::gateway::{Ingress, Locators};
 use crate::proto::lisp::server::{self, MapServer, Mapping, Mappings};
 use crate::proto::lisp::xtr::{self, Xtr};
 use crate::types::lisp::{
-    EncapChange, EncapEvent, EntryAction, InstanceId, MapVersion, NegativeAction, RlocSet,
+    EncapChange, EncapEvent, EntryAction, InstanceId, MapVersion, NegativeAction, Rloc, RlocSet,
 };
 use crate::types::seam::Sighting;
 use crate::types::transfer::Report;
@@ -62,6 +63,8 @@ pub struct LispConfig {
     /// What FE_I does for a prefix of which nothing is known.
     pub ingress: Vec<(Prefix, EntryAction)>,
     pub departed_keep: Duration,
+    /// Locators of the peers, where destinations are rewritten: whose a host is by its mapping.
+    pub peer_locators: Vec<(Prefix, AnchorId)>,
     /// Names of the sites and of the subscribers, for listings.
     pub site_anchors: BTreeSet<AnchorId>,
 }
@@ -72,6 +75,8 @@ pub struct Lisp {
     pub server: Option<MapServer>,
     pub xtr: Xtr,
     pub ingress: Ingress,
+    /// Destinations are rewritten: which ones lead to hosts here. `None`: there are tunnels.
+    pub locators: Option<Locators>,
     /// Nodes that have left, until when they are sent on, and where to.
     departed: BTreeMap<Prefix, (Instant, RlocSet)>,
     departed_until: BTreeSet<(Instant, Prefix)>,
@@ -119,6 +124,7 @@ impl Lisp {
             server,
             xtr,
             ingress,
+            locators: None,
             departed: BTreeMap::new(),
             departed_until: BTreeSet::new(),
             farewells: VecDeque::new(),
@@ -132,6 +138,11 @@ impl Lisp {
         }
     }
 
+    /// With destinations that are rewritten instead of tunnels; `ingress` rewrites too.
+    pub fn with_locators(self, locators: Locators) -> Self {
+        Self { locators: Some(locators), ..self }
+    }
+
     pub fn departed(&self) -> usize {
         self.departed.len()
     }
@@ -142,7 +153,11 @@ impl Lisp {
         let farewell = self.farewells.front().map(|(at, _)| *at);
         let adopted = (!self.adopted.is_empty()).then_some(self.adopted_until);
         let xtr = self.xtr.poll_timeout();
-        [server, departed, farewell, adopted].into_iter().flatten().fold(xtr, Instant::min)
+        let locators = self.locators.as_ref().map(Locators::poll_timeout);
+        [server, departed, farewell, adopted, locators]
+            .into_iter()
+            .flatten()
+            .fold(xtr, Instant::min)
     }
 }
 
@@ -186,6 +201,11 @@ fn locator_of(rlocs: &RlocSet) -> Locator {
     }
 }
 
+/// A mapping to this one address.
+fn locator_set(addr: IpAddr) -> RlocSet {
+    RlocSet::new(vec![Rloc { addr, priority: 1, weight: 100 }])
+}
+
 /// The name of a node of which only its EID is known: the same wherever it is seen.
 fn eid_name(prefix: Prefix) -> MnId {
     MnId::new(&format!("eid:{prefix}")).expect("a prefix is printable and short")
@@ -206,7 +226,10 @@ impl Node {
             for (prefix, action) in ingress {
                 lisp.ingress.set_policy(prefix, action, &mut changes);
             }
-            changes.extend(home_pools.iter().map(|&prefix| EncapChange::AllowDecap { prefix }));
+            // By its own addresses a home pool is reached without FE_E.
+            if lisp.locators.is_none() {
+                changes.extend(home_pools.iter().map(|&prefix| EncapChange::AllowDecap { prefix }));
+            }
             if let Some(etr) = &mut lisp.xtr.etr {
                 for prefix in home_pools {
                     // An aggregate has no generation: when another home is configured, its word is
@@ -339,6 +362,11 @@ impl Node {
         self.expire_departed(now, out);
         self.expire_adopted(now, out);
         let Some(lisp) = &mut self.lisp else { return };
+        if let Some(locators) = &mut lisp.locators {
+            let mut records = Vec::new();
+            locators.handle_timeout(now, &mut records);
+            out.extend(records.iter().map(|r| Output::Note(notes::of_locator(r))));
+        }
         let mut said = Vec::new();
         if lisp.xtr.poll_timeout() <= now {
             lisp.xtr.handle_timeout(now, &mut said);
@@ -351,11 +379,21 @@ impl Node {
     /// The node is away from where an aggregate leads: it is registered by itself.
     pub(super) fn lisp_announce(&mut self, prefix: Prefix, now: Instant) {
         let generation = self.location.find(prefix).map_or(Generation::NONE, |b| b.generation);
+        let is_home = self.pools.home(prefix) == Some(self.config.own);
         let Some(lisp) = &mut self.lisp else { return };
         let Some(etr) = &mut lisp.xtr.etr else { return };
         lisp.farewells.retain(|(_, p)| *p != prefix);
         let version = MapVersion::of_generation(generation);
-        let rlocs = lisp.config.rlocs.clone();
+        let rlocs = match &lisp.locators {
+            None => lisp.config.rlocs.clone(),
+            // At home its own address leads to it.
+            Some(_) if is_home => locator_set(prefix.addr()),
+            Some(locators) => match locators.find(prefix.addr()) {
+                Some(locator) => locator_set(locator),
+                // Counted when it was delivered. Without a mapping its packets go home.
+                None => return tracing::warn!(%prefix, "there is no locator for it"),
+            },
+        };
         if etr.registrar.set(lisp.config.iid, prefix, rlocs, version) {
             self.record(now, None, prefix, Phase::Registering, None, "Map-Register");
         }
@@ -388,9 +426,21 @@ impl Node {
 
     /// FE_E delivers to the node here.
     pub(super) fn lisp_deliver(&mut self, prefix: Prefix, out: &mut Vec<Output>) {
+        let is_home = self.pools.home(prefix) == Some(self.config.own);
         let Some(lisp) = &mut self.lisp else { return };
         lisp.forget_departed(prefix);
-        if lisp.xtr.etr.is_some() && lisp.allowed.insert(prefix) {
+        if let Some(locators) = &mut lisp.locators {
+            if !is_home {
+                let mut records = Vec::new();
+                let locator = locators.take(prefix, &mut records);
+                out.extend(records.iter().map(|r| Output::Note(notes::of_locator(r))));
+                out.extend(locator.map(|locator| {
+                    let action = EntryAction::Rewrite(prefix.addr());
+                    let prefix = Prefix::host(locator);
+                    Output::Encap(EncapChange::SetEntry { prefix, action })
+                }));
+            }
+        } else if lisp.xtr.etr.is_some() && lisp.allowed.insert(prefix) {
             out.push(Output::Encap(EncapChange::AllowDecap { prefix }));
         }
         self.refresh_entry(prefix, out);
@@ -401,16 +451,24 @@ impl Node {
     pub(super) fn lisp_release(&mut self, prefix: Prefix, now: Instant, out: &mut Vec<Output>) {
         let own = self.config.own;
         let there = self.location.known_claim(prefix).map(|c| c.anchor).filter(|a| *a != own);
+        let is_home_there = there.is_some() && there == self.pools.home(prefix);
         let rlocs = there.and_then(|a| self.config.locators.get(&a)).map(RlocSet::from);
         let Some(lisp) = &mut self.lisp else { return };
         match rlocs.filter(|_| lisp.departed.len() < DEPARTED_MAX) {
             Some(rlocs) => {
+                // Which locator it has there only the mapping says; until then its packets wait. At
+                // home it needs none.
+                let rlocs = match &lisp.locators {
+                    None => rlocs,
+                    Some(_) if is_home_there => locator_set(prefix.addr()),
+                    Some(_) => RlocSet::default(),
+                };
                 let until = now + lisp.config.departed_keep;
                 lisp.forget_departed(prefix);
                 lisp.departed.insert(prefix, (until, rlocs));
                 lisp.departed_until.insert((until, prefix));
             }
-            None => lisp.forbid(prefix, out),
+            None => lisp.forbid(prefix, now, out),
         }
         self.refresh_entry(prefix, out);
     }
@@ -428,7 +486,7 @@ impl Node {
             && at <= now
         {
             lisp.forget_departed(prefix);
-            lisp.forbid(prefix, out);
+            lisp.forbid(prefix, now, out);
             self.refresh_entry(prefix, out);
         }
     }
@@ -443,15 +501,24 @@ impl Node {
         let ingress = &mut lisp.ingress;
         let cached = lisp.xtr.itr.as_ref().and_then(|itr| itr.lookup(prefix));
         let exact = cached.filter(|(found, _)| *found == prefix).map(|(_, mapping)| mapping);
+        let is_own = |rlocs: &RlocSet| match &lisp.locators {
+            None => *rlocs == lisp.config.rlocs,
+            Some(locators) => rlocs.iter().any(|r| locators.is_own(r.addr)),
+        };
         // The kernel leads to the node, or to where its packets wait and go on from.
         if is_delivered || is_sent_on {
             let no_rlocs = RlocSet::default();
             let native = NegativeAction::NativelyForward;
             ingress.set_mapping(iid, prefix, &no_rlocs, native, &mut changes);
-        } else if let Some(mapping) = exact.filter(|m| m.rlocs != lisp.config.rlocs) {
+        } else if let Some(mapping) = exact.filter(|m| !is_own(&m.rlocs)) {
             ingress.set_mapping(iid, prefix, &mapping.rlocs, mapping.action, &mut changes);
         } else if let Some((_, rlocs)) = lisp.departed.get(&prefix) {
-            ingress.set_mapping(iid, prefix, rlocs, NegativeAction::NoAction, &mut changes);
+            // Nothing known where destinations are rewritten: they are held, and it is asked for.
+            let action = match lisp.locators {
+                Some(_) => NegativeAction::SendMapRequest,
+                None => NegativeAction::NoAction,
+            };
+            ingress.set_mapping(iid, prefix, rlocs, action, &mut changes);
         } else if exact.is_some() {
             // It is ours, by the mapping system: what is not delivered here goes nowhere else.
             let no_rlocs = RlocSet::default();
@@ -701,17 +768,52 @@ impl Node {
     ) {
         let held = self.location.find(prefix).filter(|b| b.anchor == self.config.own);
         let Some(held) = held else { return self.refresh_entry(prefix, out) };
-        let locator = locator_of(rlocs);
-        let is_of = |l: &Locator| {
-            l.ipv4.is_some() && l.ipv4 == locator.ipv4 || l.ipv6.is_some() && l.ipv6 == locator.ipv6
-        };
-        let anchor = self.config.locators.iter().find(|(_, l)| is_of(l)).map(|(a, _)| *a);
+        let anchor = self.anchor_at(rlocs).or_else(|| self.anchor_of_locator(prefix, rlocs));
         // Whose it is need not be known; that it is newer is in the version.
         let (Some(anchor), Some(generation)) = (anchor, version.generation_near(held.generation))
         else {
             return tracing::warn!(%prefix, "registered by somebody who is no peer of ours");
         };
         self.handle_claim(prefix, Claim { generation, anchor }, now, out);
+    }
+
+    /// Where destinations are rewritten: who has the host whose locator this is.
+    pub(super) fn anchor_of_locator(&self, prefix: Prefix, rlocs: &RlocSet) -> Option<AnchorId> {
+        let lisp = self.lisp.as_ref().filter(|lisp| lisp.locators.is_some())?;
+        let rloc = rlocs.iter().next()?;
+        if rloc.addr == prefix.addr() {
+            return self.pools.home(prefix);
+        }
+        let mut peers = lisp.config.peer_locators.iter();
+        peers.find(|(pool, _)| pool.contains_addr(rloc.addr)).map(|&(_, anchor)| anchor)
+    }
+
+    /// The peer whose FE_E these locators are.
+    fn anchor_at(&self, rlocs: &RlocSet) -> Option<AnchorId> {
+        let locator = locator_of(rlocs);
+        let is_of = |l: &Locator| {
+            l.ipv4.is_some() && l.ipv4 == locator.ipv4 || l.ipv6.is_some() && l.ipv6 == locator.ipv6
+        };
+        self.config.locators.iter().find(|(_, l)| is_of(l)).map(|(a, _)| *a)
+    }
+
+    /// Who has exactly this prefix, as the map-cache says. A mapping with a version names a
+    /// generation, so an anchor without BGP knows whom to ask, and above what to claim, also when
+    /// the home anchor does not answer.
+    pub(super) fn heard_in_lisp(&self, prefix: Prefix) -> Option<Heard> {
+        let lisp = self.lisp.as_ref()?;
+        let (found, mapping) = lisp.xtr.itr.as_ref()?.lookup(prefix)?;
+        if found != prefix || mapping.iid != lisp.config.iid || mapping.rlocs == lisp.config.rlocs {
+            return None;
+        }
+        let known = self.location.known_claim(prefix).map_or(Generation::NONE, |c| c.generation);
+        Some(Heard {
+            anchor: self
+                .anchor_at(&mapping.rlocs)
+                .or_else(|| self.anchor_of_locator(prefix, &mapping.rlocs))?,
+            generation: Some(mapping.version.generation_near(known)?),
+            next_hop: mapping.rlocs.iter().next()?.addr,
+        })
     }
 
     /// How a prefix is called in the timeline.
@@ -727,7 +829,14 @@ impl Lisp {
         }
     }
 
-    fn forbid(&mut self, prefix: Prefix, out: &mut Vec<Output>) {
+    fn forbid(&mut self, prefix: Prefix, now: Instant, out: &mut Vec<Output>) {
+        if let Some(locators) = &mut self.locators
+            && let Some(locator) = locators.find(prefix.addr())
+        {
+            locators.release(prefix.addr(), now);
+            let prefix = Prefix::host(locator);
+            out.push(Output::Encap(EncapChange::RemoveEntry { prefix }));
+        }
         if self.allowed.remove(&prefix) {
             out.push(Output::Encap(EncapChange::ForbidDecap { prefix }));
         }

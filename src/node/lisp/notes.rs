@@ -8,13 +8,16 @@
 //!       5                                              our Map-Register messages         nonce 8
 //!       6 | server                                     Map-Notify messages from there    nonce 8
 //!       7 | eid                                        our subscription                  nonce 8
+//!       8 | slot 4                                     a locator here      eid, locator
 //! eid = instance 4 | length 1 | address;    address = 4 or 6, then 4 or 16 octets
+//! a locator's octets = none when it is nobody's, or two addresses
 //! a subscription's octets = state 1 | nonce 8 | count 1 | addresses
 //! ```
 //! A note of an unknown kind or with a wrong length is skipped and said: it is of another version.
 
 use std::net::IpAddr;
 
+use crate::gateway::locators::LocatorRecord;
 use crate::proto::lisp::server::{NonceRecord, StoredState};
 use crate::proto::lisp::xtr::Persist;
 use crate::types::lisp::{InstanceId, Note, RLOCS_MAX, XtrId};
@@ -26,6 +29,7 @@ use crate::wire::{Reader, WireError};
 pub enum Stored {
     Server(NonceRecord),
     Xtr(Persist),
+    Locator(LocatorRecord),
 }
 
 fn put_ip(ip: IpAddr, out: &mut Vec<u8>) {
@@ -124,6 +128,17 @@ pub fn of_xtr(record: &Persist) -> Note {
     Note { key, octets: below.to_be_bytes().to_vec() }
 }
 
+pub fn of_locator(record: &LocatorRecord) -> Note {
+    let mut key = vec![8];
+    key.extend(record.slot.to_be_bytes());
+    let mut octets = Vec::new();
+    if let Some((eid, locator)) = record.pair {
+        put_ip(eid, &mut octets);
+        put_ip(locator, &mut octets);
+    }
+    Note { key, octets }
+}
+
 pub fn read(note: &Note) -> Result<Stored, WireError> {
     let (mut key, mut octets) = (Reader::new(&note.key), Reader::new(&note.octets));
     let stored = match key.u8()? {
@@ -167,6 +182,14 @@ pub fn read(note: &Note) -> Result<Stored, WireError> {
             let (iid, prefix) = eid(&mut key)?;
             Stored::Xtr(Persist::SubscriptionNonce { iid, prefix, below: octets.u64()? })
         }
+        8 => {
+            let slot = key.u32()?;
+            let pair = match octets.is_empty() {
+                true => None,
+                false => Some((ip(&mut octets)?, ip(&mut octets)?)),
+            };
+            Stored::Locator(LocatorRecord { slot, pair })
+        }
         kind => return Err(WireError::UnknownType(kind)),
     };
     if key.is_empty() && octets.is_empty() { Ok(stored) } else { Err(WireError::BadLength) }
@@ -194,6 +217,8 @@ mod tests {
             Stored::Xtr(Persist::RegisterNonce { below: 5 }),
             Stored::Xtr(Persist::NotifyNonce { server: "::1".parse().unwrap(), below: 5 }),
             Stored::Xtr(Persist::SubscriptionNonce { iid, prefix: v4, below: 6 }),
+            Stored::Locator(LocatorRecord { slot: 9, pair: Some((v4.addr(), v6.addr())) }),
+            Stored::Locator(LocatorRecord { slot: 8, pair: None }),
         ];
         all.extend(states.map(|state| {
             let (prefix, rlocs) = (v4, rlocs.clone());
@@ -216,14 +241,17 @@ mod tests {
             let note = match &stored {
                 Stored::Server(record) => of_server(record),
                 Stored::Xtr(record) => of_xtr(record),
+                Stored::Locator(record) => of_locator(record),
             };
             assert!(note.key.len() <= NOTE_KEY_LEN_MAX && note.octets.len() <= NOTE_LEN_MAX);
-            assert_eq!(read(&note), Ok(stored));
+            assert_eq!(read(&note).as_ref(), Ok(&stored));
             for len in 0..note.key.len() {
                 let cut = Note { key: note.key[..len].to_vec(), octets: note.octets.clone() };
                 assert!(read(&cut).is_err());
             }
-            for len in 0..note.octets.len() {
+            // Nothing at all is the end of a locator.
+            let shortest = usize::from(matches!(stored, Stored::Locator(_)));
+            for len in shortest..note.octets.len() {
                 let cut = Note { key: note.key.clone(), octets: note.octets[..len].to_vec() };
                 assert!(read(&cut).is_err());
             }

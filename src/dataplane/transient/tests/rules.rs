@@ -345,6 +345,31 @@ fn the_same_words_again_change_nothing() {
     assert_eq!(view.peer, Some(address(2)));
 }
 
+#[test]
+fn a_path_that_begins_again_goes_on_counting() {
+    let mut old = Bench::new(config(1));
+    let mut new = Bench::new(config(2));
+    for (round, ms) in [(0, 0), (1, 1000)] {
+        let now = at_ms(ms);
+        new.apply(gate(KEY, 1), now);
+        old.apply(forward(), now);
+        old.device(numbered(1, round), now);
+        old.run(at_ms(ms + 500));
+        for done in old.taken() {
+            let Done::Sent(_, octets) = done else { panic!("nothing is for here") };
+            new.path(address(1), octets, at_ms(ms + 500));
+        }
+        new.run(at_ms(ms + 500));
+        let [Done::Wrote(packet), Done::Sent(..)] = &new.taken()[..] else {
+            panic!("the packet, and the acknowledgement")
+        };
+        assert_eq!(read(packet).1, round);
+        assert_eq!(endings(&mut new), [PathEnding::Drained]);
+    }
+    let totals = new.engine.totals();
+    assert_eq!((totals.received, totals.missing, totals.all_dropped()), (2, 0, 0));
+}
+
 // ---- sources ----------------------------------------------------------------------------------
 
 fn from_host(n: u8, number: u32) -> Vec<u8> {

@@ -207,6 +207,20 @@ impl Session {
         }
     }
 
+    /// BFD says that the path to the peer has failed (RFC 5882 §4.2, RFC 9384). With `hold` the
+    /// session stays down until [`Self::start`]; else it is tried again as after any failure, and
+    /// what is not established yet is left alone: it will see for itself.
+    pub fn handle_path_down(&mut self, hold: bool, now: Instant, out: &mut Vec<Output>) {
+        let notification = Notification::cease(cease::BFD_DOWN);
+        if hold {
+            self.end(&notification, false, Reason::PathDown, now, out);
+            self.expire_all(out);
+            self.state = State::Idle(Idle::Stopped);
+        } else if matches!(self.state, State::Established(_)) {
+            self.leave_established(Some(&notification), Reason::PathDown, now, out);
+        }
+    }
+
     /// The RIB has more prefixes of `family` than allowed (event 8, RFC 4486 §4).
     pub fn exceed_max_prefixes(
         &mut self,
@@ -839,7 +853,9 @@ impl Session {
             | Reason::Sent(_)
             | Reason::Collision
             | Reason::PeerRestarted => true,
-            Reason::Stopped(_) | Reason::MaxPrefixes { .. } => false,
+            // RFC 5882 §4.3.2.2: nobody said that it would restart, and packets do not get through:
+            // to keep its routes would be a black hole.
+            Reason::Stopped(_) | Reason::MaxPrefixes { .. } | Reason::PathDown => false,
         };
         let Some(pending) = self.close_established(notification, graceful, reason, now, out) else {
             return;

@@ -65,6 +65,8 @@ pub enum Reason {
     Collision,
     /// RFC 4724 §4.2: the peer opened a new session without ending the old one.
     PeerRestarted,
+    /// BFD says that the path is down (RFC 5882 §4.2).
+    PathDown,
 }
 
 impl fmt::Display for Reason {
@@ -88,6 +90,7 @@ impl fmt::Display for Reason {
             }
             Self::Collision => f.write_str("connection collision"),
             Self::PeerRestarted => f.write_str("the peer restarted"),
+            Self::PathDown => f.write_str("the path is down (BFD)"),
         }
     }
 }

@@ -217,9 +217,14 @@ impl Speaker {
                 key: config.transport.md5.clone(),
             });
         }
-        let start = !config.shutdown;
-        self.neighbors.insert(peer, Neighbor::new(config, session, now));
-        if start {
+        let (start, strict) = (!config.shutdown, config.strict_path);
+        let mut neighbor = Neighbor::new(config, session, now);
+        if start && strict {
+            neighbor.held = true;
+            neighbor.set_error("waits for the path to be up (BFD)".to_owned(), now);
+        }
+        self.neighbors.insert(peer, neighbor);
+        if start && !strict {
             self.with_session(peer, now, out, |session, out| session.start(now, out));
         }
         Ok(peer)
@@ -279,7 +284,9 @@ impl Speaker {
             if let Some(n) = self.neighbors.get_mut(&peer) {
                 n.session = session;
             }
-            if !config.shutdown {
+            // A strict one goes on waiting when it did.
+            let held = self.neighbors.get(&peer).is_some_and(|n| n.held && n.config.strict_path);
+            if !config.shutdown && !held {
                 self.with_session(peer, now, out, |session, out| session.start(now, out));
             }
             return Ok(());
@@ -339,6 +346,27 @@ impl Speaker {
                 });
             }
         }
+    }
+
+    /// What BFD says about the path to a neighbour has changed. A failure ends the session at once
+    /// (RFC 5882 §4.2.1); only a strict neighbour needs the path to be up before it starts.
+    pub fn handle_path(&mut self, peer: PeerId, up: bool, now: Instant, out: &mut Vec<Output>) {
+        let Some(n) = self.neighbors.get_mut(&peer) else { return };
+        let strict = n.config.strict_path;
+        if up {
+            if std::mem::take(&mut n.held) {
+                self.with_session(peer, now, out, |session, out| session.start(now, out));
+            }
+            return;
+        }
+        // One that was stopped for another reason is not to be started when the path is back.
+        n.held = strict && (n.held || !n.session.is_stopped());
+        n.counters.path_downs += u64::from(n.up.is_some());
+        self.with_session(peer, now, out, |session, out| {
+            if !session.is_stopped() {
+                session.handle_path_down(strict, now, out);
+            }
+        });
     }
 
     pub fn reset(

@@ -33,6 +33,8 @@ pub struct NeighborConfig {
     pub local_v6: Option<Ipv6Addr>,
     /// Configured, but not to be started.
     pub shutdown: bool,
+    /// Only up while the path is known to be ([`super::Speaker::handle_path`]).
+    pub strict_path: bool,
 }
 
 impl NeighborConfig {
@@ -51,6 +53,7 @@ impl NeighborConfig {
             local_v4: None,
             local_v6: None,
             shutdown: false,
+            strict_path: false,
         }
     }
 
@@ -151,6 +154,8 @@ pub struct NeighborCounters {
     pub updates_treated_as_withdraw: u64,
     pub updates_session_reset: u64,
     pub max_prefix_teardowns: u64,
+    /// Sessions that ended because BFD said that the path had failed.
+    pub path_downs: u64,
 }
 
 /// The established session.
@@ -193,6 +198,8 @@ pub struct Neighbor {
     /// By serial number of the connection: at most an established one and one per direction.
     pub inboxes: BTreeMap<u32, Inbox>,
     pub congested: bool,
+    /// Waits for the path to be up, and for nothing else.
+    pub held: bool,
     /// Families that the neighbour is saying again, and until when we wait for the end of that.
     pub refreshing: Families,
     pub refreshing_until: Instant,
@@ -212,6 +219,7 @@ impl Neighbor {
             up: None,
             inboxes: BTreeMap::new(),
             congested: false,
+            held: false,
             refreshing: Families::NONE,
             refreshing_until: Instant::FAR_FUTURE,
             counters: NeighborCounters::default(),

@@ -396,6 +396,92 @@ fn too_many_prefixes_end_the_session() {
     assert!(net.is_up(1, 0));
 }
 
+/// The NOTIFICATION that ends what a call sends, decoded.
+fn notification(out: &[Output]) -> Notification {
+    let sent = out.iter().filter_map(|o| match o {
+        Output::Send { bytes, .. } => Some(bytes.clone()),
+        _ => None,
+    });
+    let octets: Vec<u8> = sent.flatten().collect();
+    assert_eq!(octets[18], MessageType::Notification as u8);
+    Notification::decode(&octets[19..]).unwrap()
+}
+
+/// RFC 5882 §4.2, RFC 9384: at once, with its own subcode, and no route is kept; then it is tried
+/// again.
+#[test]
+fn a_failed_path_ends_the_session_and_takes_its_routes() {
+    let mut net = Net::new(2);
+    for (me, other) in [(0, 1), (1, 0)] {
+        let mut config = open_to(me, other);
+        config.session.graceful_restart = Some(GracefulRestart::default());
+        net.peer(me, config);
+    }
+    net.originate(0, p("10.1.0.1/32"));
+    net.run_s(30);
+    assert_eq!(net.view(1, 0).prefixes[0].accepted, 1);
+    let (peer, now) = (net.id(1, 0), net.now);
+    let mut out = Vec::new();
+    net.speakers[1].handle_path(peer, false, now, &mut out);
+    // Both offer RFC 8538, by which any other NOTIFICATION would keep the routes.
+    let hard = notification(&out);
+    assert!(hard.is_hard_reset());
+    assert_eq!(hard.data, [6, 10]);
+    net.carry_out(1, out);
+    let view = net.view(1, 0);
+    assert_eq!(view.last_error.as_deref(), Some("the path is down (BFD)"));
+    assert_eq!((view.counters.path_downs, view.counters.flaps), (1, 1));
+    assert_eq!(view.prefixes[0].accepted, 0);
+    // Once more says nothing: nothing is established.
+    let mut out = Vec::new();
+    net.speakers[1].handle_path(peer, false, now, &mut out);
+    assert!(out.is_empty());
+    assert_eq!(net.view(1, 0).counters.path_downs, 1);
+    net.run_s(30);
+    assert!(net.is_up(1, 0), "without BFD, as RFC 5882 §4.1 allows");
+}
+
+#[test]
+fn without_the_n_bit_the_notification_is_bfd_down_itself() {
+    let mut net = Net::new(2);
+    let mut config = open_to(0, 1);
+    config.session.graceful_restart = None;
+    net.peer(0, config);
+    net.peer(1, open_to(1, 0));
+    net.run_s(30);
+    let (peer, now) = (net.id(1, 0), net.now);
+    let mut out = Vec::new();
+    net.speakers[1].handle_path(peer, false, now, &mut out);
+    assert_eq!(notification(&out), Notification::new(6, 10));
+}
+
+#[test]
+fn a_strict_neighbour_is_up_only_while_its_path_is() {
+    let mut net = Net::new(2);
+    net.peer(0, open_to(0, 1));
+    net.peer(1, NeighborConfig { strict_path: true, ..open_to(1, 0) });
+    net.run_s(60);
+    let view = net.view(1, 0);
+    assert!(view.state == SessionState::Idle && !view.stopped);
+    assert_eq!(view.last_error.as_deref(), Some("waits for the path to be up (BFD)"));
+    let peer = net.id(1, 0);
+    net.call(1, |s, now, out| s.handle_path(peer, true, now, out));
+    net.run_s(30);
+    assert!(net.is_up(1, 0));
+    net.call(1, |s, now, out| s.handle_path(peer, false, now, out));
+    net.run_s(60);
+    assert_eq!(net.view(1, 0).state, SessionState::Idle);
+    net.call(1, |s, now, out| s.handle_path(peer, true, now, out));
+    net.run_s(60);
+    assert!(net.is_up(1, 0));
+    // What an operator has shut down stays so, whatever the path does.
+    net.call(1, |s, now, out| s.shutdown(peer, "", now, out)).unwrap();
+    net.call(1, |s, now, out| s.handle_path(peer, false, now, out));
+    net.call(1, |s, now, out| s.handle_path(peer, true, now, out));
+    net.run_s(60);
+    assert!(net.view(1, 0).stopped);
+}
+
 /// RFC 4724 §4.2: routes stay while the neighbour is away, and those that it does not repeat go
 /// when it has said everything.
 #[test]

@@ -103,7 +103,7 @@ impl Speaker {
             remote_as: n.config.session.remote_as,
             route_reflector_client: n.config.kind == crate::proto::bgp::rib::PeerKind::Client,
             state: n.session.state(),
-            stopped: n.session.is_stopped(),
+            stopped: n.session.is_stopped() && !n.held,
             since_s: now.saturating_since(n.last_change).as_secs(),
             prefixes: n.config.session.families.iter().map(family).collect(),
             session: n.up.as_ref().map(|up| established(up, n.congested)),
