@@ -88,9 +88,9 @@ impl Default for TransientLimits {
             past: Duration::from_secs(2),
             flush_packets_per_s: 400_000,
             sources: 4_096,
-            packets_per_source: 64,
-            source_packets: 16_384,
-            source_octets: 16 << 20,
+            packets_per_source: 1_024,
+            source_packets: 65_536,
+            source_octets: 64 << 20,
             source_wait: Duration::from_secs(1),
             source_pass: Duration::from_millis(500),
         }
