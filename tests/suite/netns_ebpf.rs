@@ -1178,7 +1178,11 @@ fn the_committed_objects_are_those_of_the_sources() {
         .output()
         .unwrap();
     assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
-    for object in ["src/dataplane/ebpf/killick.bpf.o", "benches/dataplane/inject.bpf.o"] {
+    for object in [
+        "src/dataplane/ebpf/killick.bpf.o",
+        "src/dataplane/rewrite/rewrite.bpf.o",
+        "benches/dataplane/inject.bpf.o",
+    ] {
         let committed = sections(&std::fs::read(root.join(object)).unwrap());
         let built = sections(&std::fs::read(out.join(object)).unwrap());
         assert!(committed.iter().any(|(name, _)| name == ".maps"), "{object}");

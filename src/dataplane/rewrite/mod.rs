@@ -205,10 +205,9 @@ impl Rewrite {
 
     /// In the network namespace of the interface.
     pub fn detach(&mut self, link: &str, role: Role) -> io::Result<()> {
-        let programs = role.programs().iter();
-        programs
-            .map(|&(name, direction)| self.links.detach_program(link, name, direction))
-            .collect()
+        role.programs()
+            .iter()
+            .try_for_each(|&(name, direction)| self.links.detach_program(link, name, direction))
     }
 
     /// What is attached, from before a restart too: the driver detaches what is no longer wanted.
