@@ -27,6 +27,9 @@ struct Args {
     quick: bool,
     #[arg(long, default_value_t = 3)]
     rounds: usize,
+    /// This step only (again for more): entries, moves, many-groups, ipv6, reconciled, iproute.
+    #[arg(long = "step", value_name = "NAME")]
+    steps: Vec<String>,
     /// Where the figures go. Default: `target/bench/dataplane_install.json`, or `…-quick.json`.
     #[arg(long)]
     output: Option<PathBuf>,
@@ -160,6 +163,16 @@ fn machine() -> Value {
     })
 }
 
+type Step = fn(&mut Report, u32) -> io::Result<()>;
+const STEPS: [(&str, Step); 6] = [
+    ("entries", entries),
+    ("moves", moves),
+    ("many-groups", many_groups),
+    ("ipv6", ipv6),
+    ("reconciled", reconciled),
+    ("iproute", iproute),
+];
+
 fn main() -> ExitCode {
     let args = Args::parse();
     // SAFETY: no arguments, no memory.
@@ -170,7 +183,10 @@ fn main() -> ExitCode {
     let mut report = Report::default();
     for round in 0..if args.quick { 1 } else { args.rounds.max(1) } {
         eprintln!("round {}", round + 1);
-        for step in [entries, moves, many_groups, ipv6, reconciled, iproute] {
+        for (name, step) in STEPS {
+            if !args.steps.is_empty() && !args.steps.iter().any(|wanted| wanted == name) {
+                continue;
+            }
             // A namespace belongs to a thread, and what is in it ends with it.
             let result = std::thread::scope(|scope| {
                 let thread = scope.spawn(|| {

@@ -178,7 +178,7 @@ fn a_cut_path_ends_a_session_in_the_detection_time() -> Result<()> {
     ] {
         // They are copied once a second.
         wait_until(line, LIMIT, || {
-            let metrics = lab.sh("k", "curl -s http://127.0.0.1:9107/metrics")?;
+            let metrics = super::lisp::scrape(&lab, "k")?;
             let bfd = metrics.lines().filter(|l| l.contains("_bfd_")).collect::<Vec<_>>();
             if bfd.contains(&line) { Ok(Some(())) } else { Err(bfd.join("\n").into()) }
         })?;

@@ -316,7 +316,7 @@ fn the_engineer_sees_where_traffic_goes_and_why() -> Result<()> {
 }
 
 /// The exposition of a killick as Prometheus would read it.
-fn scrape(lab: &Lab, node: &str) -> Result<String> {
+pub(super) fn scrape(lab: &Lab, node: &str) -> Result<String> {
     let mut stream = lab.namespace(node)?.inside(|| Ok(TcpStream::connect("127.0.0.1:9107")?))?;
     stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: lab\r\nConnection: close\r\n\r\n")?;
     let mut text = String::new();
