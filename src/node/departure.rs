@@ -20,7 +20,7 @@ impl Node {
     ) {
         let mut reply = self.export(prefix, to, now);
         if let Ok(context) = &mut reply {
-            self.hold(context, to, now, out);
+            self.hold(context, to, out);
             self.record(now, None, prefix, Phase::ContextSent, Some(to), "");
         }
         let mut sent = Vec::new();
@@ -177,7 +177,7 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         let mut context = self.context_of(mn, now);
-        self.hold(&mut context, to, now, out);
+        self.hold(&mut context, to, out);
         for p in &context.prefixes {
             self.record(now, Some(mn.clone()), p.prefix, Phase::MoveAnnounced, Some(to), "");
         }

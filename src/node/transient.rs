@@ -62,13 +62,7 @@ impl Paths {
 impl Node {
     /// The context is about to be given to `to`: from now on the node's packets wait here. Those of
     /// its prefixes that are not delivered here have none that could.
-    pub(super) fn hold(
-        &mut self,
-        context: &mut Context,
-        to: AnchorId,
-        now: Instant,
-        out: &mut Vec<Output>,
-    ) {
+    pub(super) fn hold(&mut self, context: &mut Context, to: AnchorId, out: &mut Vec<Output>) {
         let Some(config) = &self.config.transient else { return };
         let can_reach = |end: &PathEnd| end.locator.shares_family_with(&config.locator);
         if context.anchor != self.config.own || !self.paths.ends.get(&to).is_some_and(can_reach) {
@@ -83,7 +77,6 @@ impl Node {
             let role = (Role::Hold { to }, key);
             if self.paths.roles.insert(prefix, role) != Some(role) {
                 out.push(Output::Transient(TransientChange::Hold { prefix, key }));
-                self.record(now, Some(context.mn.clone()), prefix, Phase::Holding, Some(to), "");
             }
         }
     }
@@ -176,7 +169,14 @@ impl Node {
 
     pub fn handle_transient(&mut self, event: TransientEvent, now: Instant, out: &mut Vec<Output>) {
         match event {
-            TransientEvent::Holding { .. } => {}
+            // From here on nothing is lost; the new anchor holds as well, but tells of its gate.
+            TransientEvent::Holding { prefix } => {
+                if let Some((Role::Hold { to } | Role::Forward { to }, _)) =
+                    self.paths.roles.get(&prefix).copied()
+                {
+                    self.record(now, None, prefix, Phase::Holding, Some(to), "");
+                }
+            }
             TransientEvent::Flushed { prefix, counts } => {
                 self.record(now, None, prefix, Phase::Flushed, None, "");
                 tracing::debug!(%prefix, ?counts, "what waited has been sent");

@@ -138,7 +138,7 @@ fn a_tunnel_that_somebody_took_away_is_said() -> Result<()> {
         let told: Value = serde_json::from_slice(&output.stdout)?;
         Ok((output.status.code().ok_or("killed")?, told["data"].clone()))
     };
-    let entry = |lab: &Lab| lab.sh("i1", "ip route show table 107 10.1.1.0/24");
+    let entry = |lab: &Lab| lab.sh("i1", "ip route show proto 108 10.1.1.0/24");
     wait_until("the pool of a has an entry", LIMIT, || {
         Ok((!entry(&lab)?.is_empty()).then_some(()))
     })?;
@@ -147,7 +147,7 @@ fn a_tunnel_that_somebody_took_away_is_said() -> Result<()> {
         if code == 0 { Ok(Some(told)) } else { Err(told.to_string().into()) }
     })?;
     assert!(told["wanted"].as_u64() >= Some(2) && told["healed"] == 0, "{told}");
-    lab.sh("i1", "ip route del table 107 10.1.1.0/24")?;
+    lab.sh("i1", "ip route del proto 108 10.1.1.0/24")?;
     let (code, told) = ask(&lab)?;
     assert_eq!((code, &told["healed"]), (0, &1.into()), "{told}");
     let item = said(&told, "healed", "10.1.1.0/24").ok_or_else(|| told.to_string())?;

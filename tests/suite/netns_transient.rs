@@ -619,7 +619,7 @@ fn a_killed_process_leaves_no_black_hole() {
     child.wait().unwrap();
     numbers.send(10..20);
     assert_eq!(numbers.arrived(), (10..20).collect::<Vec<u32>>());
-    assert_eq!(lab.rules("old"), 8, "rules without routes, and that of marked packets");
+    assert_eq!(lab.rules("old"), 10, "rules without routes, and those of marks");
     // Who comes after clears up, and goes on.
     let mut plane = lab.open(Anchor::Old, limits());
     assert_eq!(lab.rules("old"), 0);
