@@ -139,6 +139,7 @@ pub fn copy(state: &State, metrics: &Metrics) {
     for (why, value) in PathDrop::ALL.iter().zip(t.dropped) {
         raise(m.dropped.get(*why), value);
     }
+    raise(&m.device_dropped, t.device_dropped);
     m.waiting.set(to_i64(t.waiting));
     m.waiting_bytes.set(to_i64(t.waiting_octets));
     m.sources.set(to_i64(t.sources));

@@ -59,6 +59,7 @@ pub struct TransientMetrics {
     pub packets: Per<PathPackets, IntCounter>,
     pub markers: Per<PathMarkers, IntCounter>,
     pub dropped: Per<PathDrop, IntCounter>,
+    pub device_dropped: IntCounter,
     pub waiting: IntGauge,
     pub waiting_bytes: IntGauge,
     pub sources: IntGauge,
@@ -79,6 +80,10 @@ impl TransientMetrics {
             dropped: make.counters(
                 "killick_transient_dropped_packets_total",
                 "Packets that waited or followed in vain, and datagrams that were refused",
+            ),
+            device_dropped: make.counter(
+                "killick_transient_device_dropped_packets_total",
+                "Packets for which the kernel had no room before they were read",
             ),
             waiting: make.gauge("killick_transient_waiting_packets", "Packets that wait now"),
             waiting_bytes: make.gauge("killick_transient_waiting_bytes", "Octets in them"),

@@ -5,8 +5,9 @@ use super::flow::Node;
 use super::output::{Observation, Output};
 use super::timeline::{Detail, Phase};
 use crate::iec::{Evidence, Scope};
+use crate::mctx;
 use crate::types::seam::{Context, ContextPrefix, LeaveReason, PolicyChange};
-use crate::types::transfer::Refusal;
+use crate::types::transfer::{Refusal, Signal};
 use crate::types::{AnchorId, Claim, Generation, Instant, MnId, Prefix};
 
 impl Node {
@@ -19,12 +20,23 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         let mut reply = self.export(prefix, to, now);
+        let mut offered = None;
         if let Ok(context) = &mut reply {
-            self.hold(context, to, out);
-            self.record(now, None, prefix, Phase::ContextSent, Some(to), "");
+            context.path = self.offer(context, to);
+            offered = context.path.map(|key| (context.mn.clone(), key));
         }
         let mut sent = Vec::new();
         self.mctx.reply_context(prefix, to, sequence, reply, now, &mut sent);
+        // It may have refused: the asker may not have the node, or another one is getting it.
+        let is_context = |output: &mctx::Output| {
+            matches!(output, mctx::Output::Send { signal: Signal::Transfer(_), .. })
+        };
+        if sent.iter().any(is_context) {
+            self.record(now, None, prefix, Phase::ContextSent, Some(to), "");
+            if let Some((mn, key)) = offered {
+                self.hold(&mn, key, to, out);
+            }
+        }
         self.carry_mctx(sent, now, out);
     }
 
@@ -90,12 +102,15 @@ impl Node {
         let Some(next) = generation.next() else { return };
         let claim = Claim { generation: next, anchor: to };
         for &prefix in prefixes {
-            // Also when the node has left before the other one could say so.
-            self.send_on(prefix, to, now, out);
-            let held = self.location.find(prefix).filter(|b| b.anchor == self.config.own);
-            if held.is_some_and(|b| b.mn == *mn && b.claim() < claim) {
-                self.record(now, Some(mn.clone()), prefix, Phase::Transferred, Some(to), "");
-                self.let_go(prefix, claim, now, out);
+            match self.location.find(prefix).filter(|b| b.anchor == self.config.own) {
+                Some(held) if held.mn == *mn && held.claim() < claim => {
+                    self.record(now, Some(mn.clone()), prefix, Phase::Transferred, Some(to), "");
+                    self.let_go(prefix, claim, now, out);
+                }
+                // It is back, and this was said about the time before.
+                Some(_) => {}
+                // It had left here before the other one could say so.
+                None => self.send_on(prefix, to, now, out),
             }
         }
     }
@@ -177,14 +192,16 @@ impl Node {
         out: &mut Vec<Output>,
     ) {
         let mut context = self.context_of(mn, now);
-        self.hold(&mut context, to, out);
+        context.path = self.offer(&context, to);
+        let offered = context.path;
         for p in &context.prefixes {
             self.record(now, Some(mn.clone()), p.prefix, Phase::MoveAnnounced, Some(to), "");
         }
         let mut sent = Vec::new();
-        if let Err(why) = self.mctx.move_to(context, to, now, &mut sent) {
-            tracing::warn!(%mn, %to, %why, "the context is not sent ahead");
-            self.stay(mn, to, out);
+        match (self.mctx.move_to(context, to, now, &mut sent), offered) {
+            (Ok(()), Some(key)) => self.hold(mn, key, to, out),
+            (Ok(()), None) => {}
+            (Err(why), _) => tracing::warn!(%mn, %to, %why, "the context is not sent ahead"),
         }
         self.carry_mctx(sent, now, out);
     }

@@ -294,6 +294,35 @@ mod transient {
         assert_eq!(nodes[1].location.find(prefix()).map(|b| b.anchor), Some(OTHER));
     }
 
+    #[test]
+    fn who_gets_no_context_holds_nothing_up() {
+        let mut nodes = attached_at_a();
+        let too_much = vec![(1, vec![0; 2 * crate::types::transfer::ATTRIBUTES_LEN_MAX])];
+        nodes[0].attributes.insert(MnId::from_mac(MAC), too_much);
+        let now = later(100);
+        let out = see(&mut nodes[1], now);
+        let asked = carry(&mut nodes, 1, out, now);
+        assert!(asked.iter().all(|(who, _)| *who != OWN), "{asked:?}");
+        assert!(nodes[0].paths.is_empty());
+    }
+
+    /// CTDR may be sent twice, and the second one arrive when the node has come back.
+    #[test]
+    fn an_old_confirmation_does_not_open_the_gate() {
+        let mut nodes = attached_at_a();
+        let out = see(&mut nodes[1], later(100));
+        carry(&mut nodes, 1, out, later(100));
+        let out = see(&mut nodes[0], later(400));
+        carry(&mut nodes, 0, out, later(400));
+        assert_eq!(nodes[0].paths.len(), 1, "its gate");
+        let mut out = Vec::new();
+        let reply = Signal::Reply { addr: prefix().addr(), failed: Vec::new() };
+        nodes[0].handle_signal(OTHER, reply, later(401), &mut out);
+        let asked = carry(&mut nodes, 0, out, later(401));
+        assert_eq!(asked, []);
+        assert_eq!(nodes[0].paths.len(), 1);
+    }
+
     /// A context that the new anchor does not take: the node stays, and so do its packets.
     #[test]
     fn what_waits_for_nobody_is_released() {

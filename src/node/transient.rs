@@ -60,22 +60,26 @@ impl Paths {
 }
 
 impl Node {
-    /// The context is about to be given to `to`: from now on the node's packets wait here. Those of
-    /// its prefixes that are not delivered here have none that could.
-    pub(super) fn hold(&mut self, context: &mut Context, to: AnchorId, out: &mut Vec<Output>) {
-        let Some(config) = &self.config.transient else { return };
-        let can_reach = |end: &PathEnd| end.locator.shares_family_with(&config.locator);
-        if context.anchor != self.config.own || !self.paths.ends.get(&to).is_some_and(can_reach) {
-            return;
-        }
-        let key = config.secret.key(&context.mn, context.generation, to);
-        for prefix in context.prefixes.iter().map(|p| p.prefix) {
-            if self.egress.find(prefix).is_none() {
-                continue;
-            }
-            context.path = Some(key);
+    /// The key under which the node's packets follow it to `to`, for the context: `None` when they
+    /// do not wait. They begin to with [`Self::hold`], when the context is really on its way.
+    pub(super) fn offer(&self, context: &Context, to: AnchorId) -> Option<PathKey> {
+        let config = self.config.transient.as_ref()?;
+        let end = self.paths.ends.get(&to)?;
+        let mut prefixes = context.prefixes.iter();
+        let waits = context.anchor == self.config.own
+            && end.locator.shares_family_with(&config.locator)
+            // Those of a prefix that is not delivered here could not.
+            && prefixes.any(|p| self.egress.find(p.prefix).is_some());
+        waits.then(|| config.secret.key(&context.mn, context.generation, to))
+    }
+
+    /// From now on the node's packets wait here for it to be at `to`.
+    pub(super) fn hold(&mut self, mn: &MnId, key: PathKey, to: AnchorId, out: &mut Vec<Output>) {
+        for prefix in self.location.prefixes_of(mn).to_vec() {
             let role = (Role::Hold { to }, key);
-            if self.paths.roles.insert(prefix, role) != Some(role) {
+            if self.egress.find(prefix).is_some()
+                && self.paths.roles.insert(prefix, role) != Some(role)
+            {
                 out.push(Output::Transient(TransientChange::Hold { prefix, key }));
             }
         }
